@@ -1,0 +1,120 @@
+"""The tasks: one table, one maker. `envs.make("walker-walk")` is a standard gymnasium.Env.
+
+Contract of every environment here:
+    obs      float32 (obs_dim,); action float32 (action_dim,) in [-1, 1]: the task's true sizes, nothing is padded
+    reset    reset(seed=s) makes everything after it reproducible; random draws come from `env.np_random` only
+    step     truncates at `episode_length` agent steps, never terminates; stepping on without a reset raises
+    info     on every reset and step: success, 0.0 or 1.0; score, a float in [0, 1], at the last step the episode's
+    render   (224, 224, 3) uint8; OpenGL is loaded at the first frame, so training on states needs none
+Simulators are imported inside their maker: a missing one only matters for its own tasks.
+
+Source: the task table of Newt's benchmark (tasks.csv: 200 training and 34 held-out tasks; the instructions are our own
+words). To add a suite: a file with `make(task, seed, render_mode)` and one line in MAKERS.
+Run:  python -c "import envs; print(envs.select('all'))"
+Test: pytest tests/test_envs.py
+"""
+
+import csv
+import difflib
+import importlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import gymnasium as gym
+
+from envs.camera import import_without_gl
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of tasks.csv. The order of the rows is the canonical order: it numbers the tasks."""
+
+    name: str
+    split: str  # train or heldout
+    domain: str  # the suite, a key of MAKERS once it can be made
+    obs_dim: int  # 0: not known (held-out names that have a row but no published environment)
+    action_dim: int
+    episode_length: int  # agent steps; every episode has exactly this length
+    action_repeat: int  # simulator steps per agent step
+    discount: float
+    discount_explicit: bool  # False: the discount follows from episode_length
+    score_formula: str  # of the last step; R is the return of the episode
+    success_defined: bool  # False: success is always 0
+    needs_download: bool  # the simulator's pip package lacks some of this task's assets
+    is_new_in_mmbench: bool
+    implemented_in_reference: bool
+    instruction: str
+    embodiment: str
+
+    @property
+    def sentence(self) -> str:
+        """What the language encoder reads."""
+        return f"{self.embodiment}. {self.instruction}."
+
+
+def _read_table() -> dict[str, Task]:
+    parse = {str: str, int: lambda text: int(text or 0), float: float, bool: {"y": True, "n": False}.__getitem__}
+    with open(Path(__file__).with_name("tasks.csv"), newline="", encoding="utf-8") as file:
+        rows = [Task(**{f.name: parse[f.type](row[f.name]) for f in fields(Task)}) for row in csv.DictReader(file)]
+    return {task.name: task for task in rows}
+
+
+TASKS = _read_table()
+MAKERS = {  # suite -> (module in this folder, pip package); one line per suite
+    "dmcontrol": ("dmcontrol", "dm_control"),
+    "metaworld": ("metaworld", "metaworld"),
+}
+
+
+def _check(name: str) -> Task:
+    """The row of a task that can be made here, or a ValueError that helps."""
+    if name not in TASKS:
+        close = difflib.get_close_matches(name, ["all", *MAKERS, *TASKS], n=5)
+        hint = f"did you mean {', '.join(close)}?" if close else "all names are in envs/tasks.csv"
+        raise ValueError(f"unknown task {name!r}: {hint}")
+    task = TASKS[name]
+    if task.domain not in MAKERS:
+        raise ValueError(f"task {name!r}: its suite {task.domain} isn't included; these are: {', '.join(MAKERS)}")
+    return task
+
+
+def select(names: str) -> list[str]:
+    """Task names behind a command-line word, checked before any work starts.
+
+    names   "all" (training tasks of every suite in MAKERS), a suite (its training tasks), a task, or "a,b,c" of these
+    return  names in the order asked for, each once; "all" and suites in canonical order
+    Raises ValueError, one line: unknown name (lists close ones), a suite that isn't included, or nothing selected.
+    """
+    train = [task for task in TASKS.values() if task.split == "train"]
+    suites = {"all": [task.name for task in train if task.domain in MAKERS]}
+    for task in train:
+        suites.setdefault(task.domain, []).append(task.name)
+    words = [word.strip() for word in names.split(",") if word.strip()]
+    if not words:
+        raise ValueError(f"no task in {names!r}: give all, a suite ({', '.join(MAKERS)}) or names with commas between")
+    chosen = dict.fromkeys(name for word in words for name in suites.get(word, [word]))
+    return [_check(name).name for name in chosen]
+
+
+def make(name: str, seed: int = 0, render_mode: str | None = None) -> gym.Env:
+    """One environment that keeps the contract at the top of this file.
+
+    name         a key of TASKS
+    seed         seeds `env.np_random` as reset(seed=) does: a first reset() without a seed is reproducible too
+    render_mode  None or "rgb_array"; with both, render() draws
+    Raises ValueError (unknown task, bad render_mode), ImportError that names the pip package of a missing simulator.
+    """
+    task = _check(name)
+    if render_mode not in (None, "rgb_array"):
+        raise ValueError(f"render_mode is None or 'rgb_array', not {render_mode!r}")
+    module, package = MAKERS[task.domain]
+    try:
+        with import_without_gl():
+            return importlib.import_module(f"{__name__}.{module}").make(task, seed, render_mode)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"task {name!r} needs `pip install {package}` ({error})") from error
+
+
+for _task in TASKS.values():
+    if _task.domain in MAKERS:
+        gym.register(f"mmbench/{_task.name}-v0", entry_point=f"{__name__}:make", kwargs={"name": _task.name})

@@ -1,0 +1,539 @@
+"""The Newt agent: configuration, losses, one update step, acting, saving and loading.
+
+Learning (batch: B slices of H transitions, time first; rho_t = 0.5^t normalised over H+1 entries):
+
+    z_0 = h(o_0), z_{t+1} = d(z_t, a_t)                                      latent rollout, gradients flow
+    td_t = r_t + gamma_task min_{2 of K} Q_target(h(o_{t+1}), p(h(o_{t+1}))) no gradient
+    model loss  = sum_t rho_t [20 |z_{t+1} - h(o_{t+1})|^2 + 0.1 CE(R(z_t,a_t), r_t) + 0.1 mean_k CE(Q_k(z_t,a_t), td_t)]
+    pretraining = model loss + mean_t rho_t [(p(z_t) - a_t)^2 - 1e-4 entropy]       behaviour cloning, one optimiser
+    online      : model loss, then a policy step on the detached z_t with
+                  sum_t rho_t [(p(z_t) - a_t)^2 - 1e-4 entropy - mean_{2 of K} Q(z_t, p(z_t)) / S]
+
+S ("q_scale") is the running 5..95 % range of Q. There are no termination terms: every task runs for a fixed time.
+Papers: Newt (arXiv 2511.19584), TD-MPC2 (arXiv 2310.16828). Where the published code behaves unexpectedly the
+difference is named at its place ("Upstream quirk", "Differs from upstream").
+
+    agent = create(Config(size="B"), names, emb, action_dims, discounts, seed=0)
+    metrics = update(agent, batch, "online")                # batch: buffer.Batch
+    plan = act(agent, obs, task, warm, first, step=0)       # plan.action (B, A); plan.mean is the next warm start
+    save(path, agent, step=0, extra={}); agent, meta = load(path)
+Test: pytest tests/test_newt.py tests/test_parity.py
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import planner
+import world_model as wm
+from buffer import Batch
+from planner import Plan
+from world_model import Params, Policy, Task
+
+FORMAT_VERSION = 1
+Phase = Literal["pretrain", "online"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines the agent. Defaults are the published multitask settings."""
+
+    size: Literal["XS", "S", "B", "L", "XL"] = "L"
+    """network size: S, B, L, XL as published (2, 5, 20, 80 million parameters); XS for laptops (0.6 million)"""
+    obs_dim: int = 128
+    """observations are zero-padded to this many numbers; the largest of the 200 tasks has 128"""
+    action_dim: int = 16
+    """actions are padded to this many numbers; the largest of the 200 tasks has 12"""
+    task_dim: int = 384
+    """size of the sentence embedding that tells the tasks apart (published: CLIP, 512); 0 for no language"""
+    num_bins: int = 101
+    """two-hot bins of reward and return, evenly spaced on [-10, 10] in symlog units"""
+
+    batch_size: int = 1024
+    """slices per update"""
+    horizon: int = 3
+    """transitions per slice, and steps that the planner looks ahead"""
+    lr: float = 3e-4
+    """learning rate of both Adam optimisers"""
+    enc_lr_scale: float = 0.3
+    """the encoder's learning rate is lr times this"""
+    warmup_updates: int = 5000
+    """pretraining's learning rate grows linearly from 0 over this many updates"""
+    grad_clip: float = 20.0
+    """gradient norm is clipped to this, in each optimiser by itself"""
+    rho: float = 0.5
+    """a loss t steps into the slice weighs rho^t"""
+    tau: float = 0.01
+    """the target Q ensemble moves this fraction towards the online one per update; also the rate of q_scale"""
+    td_target: Literal["ema", "online"] = "ema"
+    """which Q ensemble the TD target uses; "online" is what the published code really computes when compiled"""
+    consistency_coef: float = 20.0
+    """weight of the latent prediction loss"""
+    reward_coef: float = 0.1
+    """weight of the reward loss"""
+    value_coef: float = 0.1
+    """weight of the value loss"""
+    bc_coef: float = 1.0
+    """weight of imitating the batch's actions, in both phases"""
+    entropy_coef: float = 1e-4
+    """weight of the policy's entropy bonus"""
+
+    num_samples: int = 512
+    """plans per decision and iteration"""
+    num_elites: int = 64
+    """best plans that refit the Gaussian"""
+    num_pi: int = 24
+    """plans that follow the policy prior"""
+    iterations: int = 6
+    """refits per decision"""
+    temperature: float = 0.5
+    """elites weigh exp(temperature * return)"""
+    std_min: float = 0.05
+    """smallest standard deviation of the planning Gaussian"""
+    std_max: float = 2.0
+    """initial and largest standard deviation of the planning Gaussian"""
+    elite: Literal["sample", "mean"] = "sample"
+    """which action a decision executes: a weighted random elite's (published) or the Gaussian's mean"""
+    constraint_start: int = 2_000_000
+    """until this many environment steps the initial Gaussian is the policy's (constrained planning)"""
+    constraint_duration: int = 10_000_000
+    """environment steps over which that pull goes from 1 to 0"""
+
+
+def check(cfg: Config) -> None:
+    """Raise ValueError, one line, for sizes that cannot work."""
+    for name in ("obs_dim", "action_dim", "batch_size", "horizon", "num_samples", "num_elites", "iterations"):
+        if getattr(cfg, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(cfg, name)}")
+    if cfg.num_bins < 2:
+        raise ValueError(f"num_bins must be at least 2, got {cfg.num_bins}")
+    if cfg.task_dim < 0:
+        raise ValueError(f"task_dim must be at least 0, got {cfg.task_dim}")
+    if not 0 < cfg.lr < 1:
+        raise ValueError(f"lr must be between 0 and 1, got {cfg.lr}")
+    if not 2 <= cfg.num_pi < cfg.num_samples or cfg.num_elites > cfg.num_samples:
+        raise ValueError(
+            f"planning needs 2 <= num_pi < num_samples and num_elites <= num_samples, got num_pi {cfg.num_pi}, "
+            f"num_samples {cfg.num_samples}, num_elites {cfg.num_elites}"
+        )
+
+
+@dataclass
+class Agent:
+    """All state of a learner. Only `update` changes it."""
+
+    cfg: Config
+    tasks: tuple[str, ...]  # names, in the order of the tables below
+    emb: Tensor  # (S, G) frozen sentence embeddings
+    mask: Tensor  # (S, A) 1 for the real action dims of each task
+    discount: Tensor  # (S,) per agent step
+    params: Params
+    model_optim: torch.optim.Optimizer  # every part; the policy moves through it in pretraining only
+    pi_optim: torch.optim.Optimizer  # the policy alone, online
+    q_scale: Tensor  # () running 5..95 % range of Q, at least 1
+    generator: torch.Generator  # all noise of updates and decisions
+    updates: int = 0  # in the current phase; drives the warm-up
+
+    @property
+    def device(self) -> torch.device:
+        return self.emb.device
+
+
+def create(
+    cfg: Config,
+    tasks: list[str] | tuple[str, ...],
+    emb: Tensor,
+    action_dims: list[int],
+    discounts: list[float],
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    params: Params | None = None,
+    q_scale: float = 1.0,
+) -> Agent:
+    """A fresh agent, or one around given parameters (finetuning: new tasks, new embeddings, cold optimisers).
+
+    emb (S, G); action_dims, discounts: one per task. Raises ValueError for sizes that do not fit together.
+    """
+    check(cfg)
+    if emb.shape != (len(tasks), cfg.task_dim):
+        raise ValueError(f"need {len(tasks)} task embeddings of {cfg.task_dim} numbers, got shape {tuple(emb.shape)}")
+    if max(action_dims) > cfg.action_dim:
+        raise ValueError(f"a task has {max(action_dims)} action dims, the agent only {cfg.action_dim}")
+    if params is None:
+        # Drawn on the CPU so that one seed gives the same network on every device.
+        init_generator = torch.Generator().manual_seed(seed)
+        params = wm.init(
+            wm.SIZES[cfg.size], cfg.obs_dim, cfg.action_dim, cfg.task_dim, cfg.num_bins, init_generator
+        )
+    params = {
+        name: value.detach().to(device).clone().requires_grad_(not name.startswith("q_target."))
+        for name, value in params.items()
+    }
+    groups = {part: [v for k, v in params.items() if k.startswith(f"{part}.")] for part in PARTS}
+    model_optim = torch.optim.Adam(
+        [{"params": group, "lr": _part_lr(cfg, part)} for part, group in groups.items()], fused=True
+    )
+    mask = torch.zeros(len(tasks), cfg.action_dim)
+    for row, dims in enumerate(action_dims):
+        mask[row, :dims] = 1
+    return Agent(
+        cfg=cfg,
+        tasks=tuple(tasks),
+        emb=emb.detach().float().to(device),
+        mask=mask.to(device),
+        discount=torch.tensor(discounts, dtype=torch.float32, device=device),
+        params=params,
+        model_optim=model_optim,
+        pi_optim=torch.optim.Adam(groups["pi"], lr=cfg.lr, eps=1e-5, fused=True),
+        q_scale=torch.tensor(float(q_scale), device=device),
+        generator=torch.Generator(device=device).manual_seed(seed),
+    )
+
+
+PARTS = ("encoder", "dynamics", "reward", "q", "pi")
+
+
+def _part_lr(cfg: Config, part: str) -> float:
+    return cfg.lr * (cfg.enc_lr_scale if part == "encoder" else 1.0)
+
+
+# ---------------------------------------------------------------- losses: each returns (scalar, metrics)
+
+
+def time_weights(horizon: int, rho: float, device=None) -> Tensor:
+    """rho_t = rho^t for t = 0..H, normalised to sum 1. (H+1,)"""
+    weights = rho ** torch.arange(horizon + 1, device=device)
+    return weights / weights.sum()
+
+
+def td_target(
+    params: Params,
+    next_obs: Tensor,
+    reward: Tensor,
+    discount: Tensor,
+    task: Task,
+    eps: Tensor,
+    heads: Tensor,
+    bins: Tensor,
+    source: Literal["ema", "online"] = "ema",
+) -> tuple[Tensor, Tensor]:
+    """Latents of what really came next, (T, B, Z), and one-step bootstrapped returns, (T, B). Call without gradients.
+
+    next_obs (T, B, O); reward (T, B); discount (B,); eps (T, B, A); heads (2,): the minimum of two random heads.
+    Upstream quirk: with the published default (compiled) the target call runs the *online* ensemble; source="online"
+    reproduces that.
+    """
+    z = wm.encode(params, next_obs, task)
+    action = wm.pi(params, z, task, eps).action
+    q_logits = wm.q(params, z, action, task, heads, part="q_target" if source == "ema" else "q")
+    return z, reward + discount * wm.decode(q_logits, bins).amin(0)
+
+
+def rollout(params: Params, z: Tensor, actions: Tensor, task: Task) -> Tensor:
+    """Latents predicted from the first one: z (B, Z), actions (T, B, A) -> (T+1, B, Z)."""
+    zs = [z]
+    for action in actions:
+        zs.append(wm.dynamics(params, zs[-1], action, task))
+    return torch.stack(zs)
+
+
+def consistency_loss(z_pred: Tensor, z_target: Tensor, rho: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Predicted latents should equal the encoder's latents of what really came next. Both (T, B, Z), rho (T,).
+
+    The target carries no gradient: with one, the encoder could make this zero by mapping everything to one point.
+    """
+    per_step = (z_pred - z_target.detach()).square().mean((1, 2))  # (T,)
+    loss = (rho * per_step).sum()
+    return loss, {"loss/consistency": loss.detach()}
+
+
+def reward_loss(logits: Tensor, reward: Tensor, rho: Tensor, bins: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross entropy of the predicted reward. logits (T, B, K), reward (T, B), rho (T,)."""
+    loss = (rho * wm.two_hot_cross_entropy(logits, reward, bins).mean(1)).sum()
+    return loss, {"loss/reward": loss.detach()}
+
+
+def value_loss(logits: Tensor, target: Tensor, rho: Tensor, bins: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross entropy of every Q head, mean over heads. logits (Q, T, B, K), target (T, B) raw return, rho (T,)."""
+    loss = (rho * wm.two_hot_cross_entropy(logits, target, bins).mean(2)).sum(1).mean()
+    return loss, {"loss/value": loss.detach()}
+
+
+def imitation_error(policy: Policy, action: Tensor, mask: Tensor) -> Tensor:
+    """Squared distance to the batch's action, mean over the task's real dims. (T, B, A) -> (T, B)."""
+    return ((policy.action - action).square() * mask).sum(-1) / mask.sum(-1)
+
+
+def bc_loss(
+    policy: Policy, action: Tensor, mask: Tensor, rho: Tensor, entropy_coef: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pretraining: imitate the demonstration. policy and action (T, B, A), mask (B, A), rho (T,).
+
+    A mean over time of rho-weighted terms, as published: with H = 3 it is a third of a rho-weighted sum.
+    """
+    error = imitation_error(policy, action, mask)  # (T, B)
+    entropy, scaled_entropy = wm.entropy(policy, mask)
+    loss = (rho.unsqueeze(1) * (error - entropy_coef * scaled_entropy)).mean()
+    return loss, {"loss/bc": error.detach().mean(), "train/entropy": entropy.detach().mean()}
+
+
+def policy_loss(
+    params: Params,
+    zs: Tensor,
+    action: Tensor,
+    task: Task,
+    eps: Tensor,
+    heads: Tensor,
+    q_scale: Tensor,
+    rho: Tensor,
+    bins: Tensor,
+    entropy_coef: float,
+    bc_coef: float = 1.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Online: maximise Q and entropy while staying near the batch's actions.
+
+    zs (H+1, B, Z) detached latents; action (H, B, A); eps (H+1, B, A); heads (2,): mean of two random heads.
+    Q's parameters get no gradient: they are detached here. metrics["q"] (B,) is the unscaled value at t=0.
+    """
+    policy = wm.pi(params, zs, task, eps)
+    mask = F.embedding(task.index, task.mask)
+    error = imitation_error(Policy(*(v[:-1] for v in policy)), action, mask)  # (H, B)
+    entropy, scaled_entropy = wm.entropy(policy, mask)
+    q_params = {name: value.detach() for name, value in params.items() if name.startswith("q.")}
+    value = wm.decode(wm.q(q_params, zs, policy.action, task, heads), bins).mean(0)  # (H+1, B)
+    weight = rho.unsqueeze(1)
+    maxq = (weight * (-entropy_coef * scaled_entropy - value / q_scale)).sum(0)
+    loss = (bc_coef * (weight[:-1] * error).sum(0) + maxq).mean()
+    metrics = {"loss/pi": loss.detach(), "loss/bc": error.detach().mean(), "train/entropy": entropy.detach().mean()}
+    return loss, metrics | {"q": value[0].detach()}
+
+
+def update_scale(q_scale: Tensor, q: Tensor, tau: float) -> Tensor:
+    """Moving 5..95 percentile range of Q over the batch, at least 1, so that returns of any size give similar steps."""
+    low, high = torch.quantile(q, torch.tensor([0.05, 0.95], device=q.device))
+    return q_scale.lerp((high - low).clamp(min=1), tau)
+
+
+# ---------------------------------------------------------------- one update
+
+
+class UpdateNoise(NamedTuple):
+    """All random numbers of one update. eps_* standard normal; heads_* (2,) long."""
+
+    eps_td: Tensor  # (H, B, A)
+    eps_bc: Tensor  # (H, B, A)    pretraining
+    eps_pi: Tensor  # (H+1, B, A)  online
+    heads_td: Tensor
+    heads_pi: Tensor
+
+
+def draw_update_noise(horizon: int, batch: int, action_dim: int, num_q: int, generator: torch.Generator) -> UpdateNoise:
+    def normal(steps: int) -> Tensor:
+        return torch.randn(steps, batch, action_dim, generator=generator, device=generator.device)
+
+    def heads() -> Tensor:
+        return torch.randperm(num_q, generator=generator, device=generator.device)[:2]
+
+    return UpdateNoise(normal(horizon), normal(horizon), normal(horizon + 1), heads(), heads())
+
+
+def model_loss(
+    cfg: Config, params: Params, batch: Batch, task: Task, discount: Tensor, noise: UpdateNoise, phase: Phase
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The loss of the model optimiser: total, the latent rollout zs (H+1, B, Z) and metrics.
+
+    discount (B,): per sample. In pretraining it contains behaviour cloning, whose gradient reaches encoder and dynamics.
+    """
+    rho = time_weights(batch.action.shape[0], cfg.rho, batch.obs.device)
+    bins = wm.make_bins(cfg.num_bins, device=batch.obs.device)
+    with torch.no_grad():
+        z_target, td = td_target(
+            params, batch.obs[1:], batch.reward, discount, task, noise.eps_td, noise.heads_td, bins, cfg.td_target
+        )
+    zs = rollout(params, wm.encode(params, batch.obs[0], task), batch.action, task)
+    consistency, m1 = consistency_loss(zs[1:], z_target, rho[:-1])
+    rewards, m2 = reward_loss(wm.reward(params, zs[:-1], batch.action, task), batch.reward, rho[:-1], bins)
+    value, m3 = value_loss(wm.q(params, zs[:-1], batch.action, task), td, rho[:-1], bins)
+    loss = cfg.consistency_coef * consistency + cfg.reward_coef * rewards + cfg.value_coef * value
+    metrics = m1 | m2 | m3
+    if phase == "pretrain":
+        policy = wm.pi(params, zs[:-1], task, noise.eps_bc)
+        bc, m4 = bc_loss(policy, batch.action, F.embedding(task.index, task.mask), rho[:-1], cfg.entropy_coef)
+        loss, metrics = loss + cfg.bc_coef * bc, metrics | m4
+    return loss, zs, metrics | {"loss/model": loss.detach()}
+
+
+def update(agent: Agent, batch: Batch, phase: Phase, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
+    """One learning step, in place: model, target, and (online) policy and scale. The only place with optimisers.
+
+    batch  obs (H+1, B, O), action (H, B, A), reward (H, B), task (B,), on the agent's device
+    return scalar metrics as detached tensors, so that nothing waits for a GPU
+    """
+    cfg, params = agent.cfg, agent.params
+    if noise is None:
+        num_q = params["q.0.weight"].shape[0]
+        noise = draw_update_noise(*batch.action.shape, num_q, agent.generator)
+    task = Task(agent.emb, agent.mask, batch.task)
+    agent.updates += 1
+    # Upstream quirk: the first update already uses factor 2/5000.
+    warm = min(1.0, (agent.updates + 1) / cfg.warmup_updates) if phase == "pretrain" and cfg.warmup_updates else 1.0
+    for part, group in zip(PARTS, agent.model_optim.param_groups, strict=True):
+        group["lr"] = _part_lr(cfg, part) * warm
+
+    loss, zs, metrics = model_loss(cfg, params, batch, task, agent.discount[batch.task], noise, phase)
+    agent.model_optim.zero_grad(set_to_none=True)
+    loss.backward()
+    grad_norm = torch.nn.utils.clip_grad_norm_(
+        [v for group in agent.model_optim.param_groups for v in group["params"]], cfg.grad_clip
+    )
+    agent.model_optim.step()
+    targets = [name for name in params if name.startswith("q_target.")]
+    with torch.no_grad():
+        online = [params[name.replace("q_target.", "q.", 1)] for name in targets]
+        torch._foreach_lerp_([params[name] for name in targets], online, cfg.tau)
+    metrics["train/grad_norm"] = grad_norm
+
+    if phase == "online":
+        rho = time_weights(batch.action.shape[0], cfg.rho, batch.obs.device)
+        bins = wm.make_bins(cfg.num_bins, device=batch.obs.device)
+        loss, pi_metrics = policy_loss(
+            params, zs.detach(), batch.action, task, noise.eps_pi, noise.heads_pi, agent.q_scale, rho, bins,
+            cfg.entropy_coef, cfg.bc_coef,
+        )  # fmt: skip
+        agent.pi_optim.zero_grad(set_to_none=True)
+        loss.backward()
+        pi_norm = torch.nn.utils.clip_grad_norm_(agent.pi_optim.param_groups[0]["params"], cfg.grad_clip)
+        agent.pi_optim.step()
+        # The model optimiser shares these tensors: with their gradients still there its next step would move them too.
+        agent.pi_optim.zero_grad(set_to_none=True)
+        agent.q_scale = update_scale(agent.q_scale, pi_metrics.pop("q"), cfg.tau)
+        metrics |= pi_metrics | {"train/pi_grad_norm": pi_norm}
+    return metrics | {"train/q_scale": agent.q_scale}
+
+
+# ---------------------------------------------------------------- acting
+
+
+def plan_settings(cfg: Config) -> planner.Settings:
+    return planner.Settings(**{name: getattr(cfg, name) for name in planner.Settings._fields})
+
+
+def planner_model(params: Params, task: Task, bins: Tensor) -> planner.Model:
+    """The world model as the planner sees it: rewards and returns as scalars, actions of the policy prior."""
+    return planner.Model(
+        next=lambda z, action: wm.dynamics(params, z, action, task),
+        reward=lambda z, action: wm.decode(wm.reward(params, z, action, task), bins),
+        pi=lambda z, eps: wm.pi(params, z, task, eps).action,
+        q=lambda z, action, heads: wm.decode(wm.q(params, z, action, task, heads), bins).mean(0),
+    )
+
+
+@torch.no_grad()
+def act(
+    agent: Agent,
+    obs: Tensor,
+    task: Tensor,
+    warm: Tensor,
+    first: Tensor,
+    step: int = 0,
+    explore: bool = False,
+    use_planner: bool = True,
+    generator: torch.Generator | None = None,
+) -> Plan:
+    """One action per environment.
+
+    obs (B, O) padded; task (B,) long; warm (B, H, A): `.mean` of the previous result (zeros at first); first (B,) bool
+    step: environment steps so far, for constrained planning.  use_planner=False: the policy prior's mean action, or a
+    sample of it when exploring.  generator: default the agent's; pass one to leave training's random stream alone.
+    On a CPU environments are planned a few at a time: the activations of all of them together would leave the cache.
+    """
+    cfg, generator = agent.cfg, generator or agent.generator
+    tables = Task(agent.emb[task], agent.mask[task], torch.arange(len(task), device=obs.device))
+    z = wm.encode(agent.params, obs, tables)
+    if not use_planner:
+        shape = (len(task), cfg.action_dim)
+        eps = torch.randn(shape, generator=generator, device=obs.device) if explore else torch.zeros(shape, device=obs.device)
+        action = wm.pi(agent.params, z, tables, eps).action
+        return Plan(action, torch.zeros_like(warm), torch.zeros_like(warm), action.new_zeros(len(task), 1))
+    bins, settings = wm.make_bins(cfg.num_bins, device=obs.device), plan_settings(cfg)
+    weight = planner.policy_weight(step, cfg.constraint_start, cfg.constraint_duration)
+    num_q = agent.params["q.0.weight"].shape[0]
+    chunk = max(1, CPU_PLAN_ROWS // cfg.num_samples) if obs.device.type == "cpu" else len(task)
+    plans = []
+    for rows in torch.arange(len(task), device=obs.device).split(chunk):
+        local = Task(tables.emb[rows], tables.mask[rows], torch.arange(len(rows), device=obs.device).unsqueeze(1))
+        noise = planner.draw_noise(settings, len(rows), cfg.action_dim, num_q, generator)
+        model = planner_model(agent.params, local, bins)
+        plans.append(
+            planner.plan(
+                model, z[rows], warm[rows], first[rows], local.mask, agent.discount[task[rows]], settings, noise,
+                weight, explore, cfg.elite,
+            )  # fmt: skip
+        )
+    return Plan(*(torch.cat(parts) for parts in zip(*plans, strict=True)))
+
+
+CPU_PLAN_ROWS = 2048  # plans evaluated at once on a CPU
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """safetensors file that is either complete or not there: temporary name, flush to disk, rename."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    safetensors.torch.save_file(tensors, temporary, metadata)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save(path: Path, agent: Agent, step: int = 0, extra: dict | None = None) -> None:
+    """Write weights, target, task tables and everything eval.py needs as one self-describing safetensors file."""
+    tables = {"task_emb": agent.emb, "action_mask": agent.mask, "discount": agent.discount, "q_scale": agent.q_scale}
+    meta = {"version": FORMAT_VERSION, "config": asdict(agent.cfg), "tasks": agent.tasks, "step": step, **(extra or {})}
+    write_atomically(path, agent.params | tables, {"newt": json.dumps(meta)})
+
+
+def load(path: Path, device: str | torch.device = "cpu", seed: int = 0) -> tuple[Agent, dict]:
+    """Agent (optimisers cold) and metadata from `save`. Never unpickles.
+
+    Raises FileNotFoundError or ValueError, one line: missing, truncated, foreign, of another version, or inconsistent.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error})") from error
+    if "newt" not in metadata:
+        raise ValueError(f"{path} is a safetensors file, but not a Newt checkpoint (no 'newt' entry in its header)")
+    meta = json.loads(metadata["newt"])
+    if meta.get("version") != FORMAT_VERSION:
+        raise ValueError(f"{path} has checkpoint format {meta.get('version')}, this program reads {FORMAT_VERSION}")
+    unknown = set(meta["config"]) ^ {field.name for field in fields(Config)}
+    if unknown:
+        raise ValueError(f"{path} was written with other settings than this program knows: {', '.join(sorted(unknown))}")
+    cfg = Config(**meta["config"])
+    emb, mask, discount, scale = (tensors.pop(k, None) for k in ("task_emb", "action_mask", "discount", "q_scale"))
+    expected = wm.init(wm.SIZES[cfg.size], cfg.obs_dim, cfg.action_dim, cfg.task_dim, cfg.num_bins)
+    wrong = [k for k in expected if k not in tensors or tensors[k].shape != expected[k].shape]
+    if wrong or emb is None or mask is None or discount is None or scale is None or len(tensors) != len(expected):
+        raise ValueError(f"{path} does not hold the tensors that its own header describes: {', '.join(wrong[:3])}")
+    agent = create(
+        cfg, meta["tasks"], emb, [int(n) for n in mask.sum(1)], discount.tolist(), seed, device, tensors, float(scale)
+    )
+    return agent, meta

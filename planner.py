@@ -1,0 +1,188 @@
+"""MPPI in latent space, as pure functions over a model that is known only by four callables. Imports torch only.
+
+Each decision: sample N action sequences of length H from a Gaussian (a few of them from the policy prior), let the
+model predict their returns, refit the Gaussian to the best E, repeat; execute the first action of one of the elites.
+Papers: MPPI (Williams et al. 2015), TD-MPC2 (arXiv 2310.16828), constrained planning: Newt (arXiv 2511.19584).
+
+Axis letters: B environment, H planning step, N sampled plans, P of them from the policy, E elites, A action, Z latent,
+I iterations. The planner has no memory: the warm start (`Plan.mean`) goes out and comes back in. All randomness is
+in `Noise`, drawn from a torch.Generator by `draw_noise` or given by the caller, so a plan is a function of its inputs.
+
+    model = Model(next=..., reward=..., pi=..., q=...)
+    plan_ = plan(model, z, warm, first, mask, discount, Settings(), draw_noise(Settings(), B, A, num_q, generator))
+    env.step(plan_.action); warm = plan_.mean
+Test: pytest tests/test_planner.py tests/test_parity.py
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Model(NamedTuple):
+    """z is (B, N, Z), or (B, 1, Z) where all plans of an environment still share one latent."""
+
+    next: Callable[[Tensor, Tensor], Tensor]  # z, action (B, N, A) -> next z (B, N, Z)
+    reward: Callable[[Tensor, Tensor], Tensor]  # z, action -> (B, N), raw units
+    pi: Callable[[Tensor, Tensor], Tensor]  # z, eps (B, N, A) standard normal -> action (B, N, A)
+    q: Callable[[Tensor, Tensor, Tensor], Tensor]  # z, action, heads (2,) long -> return (B, N), mean of two heads
+
+
+class Settings(NamedTuple):
+    horizon: int = 3
+    num_samples: int = 512
+    num_elites: int = 64
+    num_pi: int = 24  # plans that follow the policy prior; they stay in the sample set in every iteration
+    iterations: int = 6
+    temperature: float = 0.5
+    std_min: float = 0.05
+    std_max: float = 2.0
+
+
+class Noise(NamedTuple):
+    pi: Tensor  # (B, H, P, A) standard normal, policy plans
+    sample: Tensor  # (I, B, H, N-P, A) standard normal, Gaussian plans
+    terminal: Tensor  # (I, B, N, A) standard normal, policy action at each plan's last latent
+    heads: Tensor  # (I, 2) long, the Q heads used in each iteration
+    gumbel: Tensor  # (B, E) standard Gumbel, the draw among elites
+    final: Tensor  # (B, A) standard normal, exploration
+
+
+class Plan(NamedTuple):
+    action: Tensor  # (B, A) to execute, in [-1, 1]
+    mean: Tensor  # (B, H, A) the fitted Gaussian: hand `mean` to the next call as its warm start
+    std: Tensor  # (B, H, A)
+    value: Tensor  # (B, N) predicted return of each plan of the last iteration
+
+
+def draw_noise(
+    settings: Settings, batch: int, action_dim: int, num_q: int, generator: torch.Generator | None = None
+) -> Noise:
+    """All random numbers of one `plan` call, on the generator's device (CPU without one)."""
+    device = generator.device if generator is not None else "cpu"
+    h, n, p, i = settings.horizon, settings.num_samples, settings.num_pi, settings.iterations
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    exponential = torch.empty(batch, settings.num_elites, device=device).exponential_(generator=generator)
+    # Two different heads per iteration: the order of uniform numbers is a random permutation of the ensemble.
+    heads = torch.rand(i, num_q, generator=generator, device=device).argsort(1)[:, : min(2, num_q)]
+    return Noise(
+        pi=normal(batch, h, p, action_dim),
+        sample=normal(i, batch, h, n - p, action_dim),
+        terminal=normal(i, batch, n, action_dim),
+        heads=heads,
+        gumbel=-exponential.log(),
+        final=normal(batch, action_dim),
+    )
+
+
+def policy_weight(step: int, start: int, duration: int) -> float:
+    """How much of the initial Gaussian comes from the policy prior at environment step `step`: 1, then linearly to 0.
+
+    Early in a finetuning run the model is wrong outside of the demonstrations and the policy keeps plans inside.
+    The published config calls the duration "final step", yet its formula, like this one, ends at start + duration.
+    """
+    if step < start:
+        return 1.0
+    return max(0.0, 1.0 - (step - start) / duration) if duration > 0 else 0.0
+
+
+def policy_plans(model: Model, z: Tensor, eps: Tensor) -> Tensor:
+    """Roll the policy prior out in the model: z (B, 1, Z), eps (B, H, P, A) -> actions (B, H, P, A)."""
+    actions = []
+    for step in range(eps.shape[1]):
+        z = z.expand(-1, eps.shape[2], -1)
+        actions.append(model.pi(z, eps[:, step]))
+        if step < eps.shape[1] - 1:
+            z = model.next(z, actions[-1])
+    return torch.stack(actions, 1)
+
+
+def plan_return(model: Model, z: Tensor, actions: Tensor, discount: Tensor, eps: Tensor, heads: Tensor) -> Tensor:
+    """What the model expects of each plan: H discounted rewards, then the value of the latent where it ends.
+
+    z (B, 1, Z); actions (B, H, N, A); discount (B,), per agent step; eps (B, N, A); heads (2,)  ->  (B, N)
+    """
+    total, factor = 0.0, torch.ones_like(discount).unsqueeze(1)
+    for action in actions.unbind(1):
+        total = total + factor * model.reward(z, action)  # the reward belongs to the latent *before* the step
+        z, factor = model.next(z, action), factor * discount.unsqueeze(1)
+    return total + factor * model.q(z, model.pi(z, eps), heads)
+
+
+def refit(actions: Tensor, value: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One MPPI step: weigh the best plans by softmax(temperature * value), return the Gaussian that fits them.
+
+    actions (B, H, N, A), value (B, N)  ->  mean, std (B, H, A); elite (B, H, E, A), weight (B, E)
+    Differs from upstream: a NaN return counts as -inf, not as 0, which would beat every negative return.
+    """
+    value = torch.nan_to_num(value, nan=-torch.finfo(value.dtype).max)
+    top = value.topk(settings.num_elites, dim=1)
+    index = top.indices[:, None, :, None].expand(-1, actions.shape[1], -1, actions.shape[3])
+    elite = actions.gather(2, index)  # (B, H, E, A)
+    weight = torch.softmax(settings.temperature * (top.values - top.values[:, :1]), dim=1)  # (B, E)
+    w = weight[:, None, :, None]
+    mean = (w * elite).sum(2)
+    std = (w * (elite - mean.unsqueeze(2)).square()).sum(2).sqrt()
+    return mean, std.clamp(settings.std_min, settings.std_max), elite, weight
+
+
+@torch.no_grad()
+def plan(
+    model: Model,
+    z: Tensor,
+    warm: Tensor,
+    first: Tensor,
+    mask: Tensor,
+    discount: Tensor,
+    settings: Settings,
+    noise: Noise,
+    policy_weight: float = 0.0,
+    explore: bool = True,
+    elite: str = "sample",
+) -> Plan:
+    """Choose one action per environment.
+
+    z         (B, Z)     latent of the current observation
+    warm      (B, H, A)  `Plan.mean` of the previous decision; ignored where `first`
+    first     (B,)       bool, True at an episode's first step
+    mask      (B, A)     1 for real action dimensions; masked ones are 0 in the result
+    discount  (B,)       per agent step
+    policy_weight        share of the policy plans' statistics in the initial Gaussian (constrained planning)
+    explore              add Gaussian noise with the final std to the action
+    elite                "sample": a score-weighted random elite's first action (published, also in evaluation);
+                         "mean": the fitted mean's first action
+    """
+    assert warm.shape == (z.shape[0], settings.horizon, mask.shape[1]), f"warm start has shape {tuple(warm.shape)}"
+    z, mask_h = z.unsqueeze(1), mask.unsqueeze(1)  # (B, 1, Z), (B, 1, A)
+    pi_actions = policy_plans(model, z, noise.pi)  # (B, H, P, A)
+
+    # Initial Gaussian: the previous plan moved one step ahead, mixed with what the policy would do.
+    mean = torch.cat((warm[:, 1:], torch.zeros_like(warm[:, :1])), 1)
+    mean = torch.where(first[:, None, None], torch.zeros_like(mean), mean)
+    std = torch.full_like(mean, settings.std_max)
+    if policy_weight > 0:
+        pi_std = pi_actions.std(2).clamp(settings.std_min, settings.std_max)
+        mean = policy_weight * pi_actions.mean(2) + (1 - policy_weight) * mean
+        std = policy_weight * pi_std + (1 - policy_weight) * std
+
+    for i in range(settings.iterations):
+        sampled = (mean.unsqueeze(2) + std.unsqueeze(2) * noise.sample[i]).clamp(-1, 1) * mask_h.unsqueeze(2)
+        actions = torch.cat((pi_actions, sampled), 2)  # (B, H, N, A)
+        value = plan_return(model, z, actions, discount, noise.terminal[i], noise.heads[i])
+        mean, std, elites, weight = refit(actions, value, settings)
+        mean, std = mean * mask_h, std * mask_h
+
+    if elite == "mean":
+        action = mean[:, 0]
+    else:
+        # Gumbel-argmax draws an elite in proportion to its weight. No temperature: argmax(x / T) is the same for all T.
+        chosen = ((weight + 1e-9).log() + noise.gumbel).argmax(1)  # (B,)
+        action = elites[:, 0].gather(1, chosen[:, None, None].expand(-1, 1, mask.shape[1])).squeeze(1)
+    if explore:
+        action = action + std[:, 0] * noise.final
+    return Plan(action.clamp(-1, 1), mean, std, value)
