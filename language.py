@@ -1,4 +1,4 @@
-"""Sentence -> frozen 384-d embedding: how the agent is told which task it is in. Imports torch, tokenizers, safetensors.
+"""Sentence -> frozen 384-d embedding: tells the agent which task it is in. Imports torch, tokenizers, safetensors.
 
     x   = LN(word[id] + position[0..L) + type[0])              ids: [CLS] word pieces [SEP], L tokens
     x   = LN(x + attention(x))   then   x = LN(x + MLP(x))     6 layers, layer norm *after* the sum, exact GELU
@@ -60,7 +60,8 @@ def minilm(params: dict[str, Tensor], ids: Tensor, num_heads: int) -> Tensor:
     def heads(x: Tensor) -> Tensor:
         return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, L, G) -> (B, heads, L, G / heads)
 
-    word, position, kind = (params[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type"))
+    tables = ("word", "position", "token_type")
+    word, position, kind = (params[f"embeddings.{name}_embeddings.weight"] for name in tables)
     x = norm("embeddings.LayerNorm", word[ids] + position[: ids.shape[1]] + kind[0])  # (B, L, G)
 
     num_layers = 1 + max(int(name.split(".")[2]) for name in params if name.startswith("encoder.layer."))

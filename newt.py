@@ -4,7 +4,7 @@ Learning (batch: B slices of H transitions, time first; rho_t = 0.5^t normalised
 
     z_0 = h(o_0), z_{t+1} = d(z_t, a_t)                                      latent rollout, gradients flow
     td_t = r_t + gamma_task min_{2 of K} Q_target(h(o_{t+1}), p(h(o_{t+1}))) no gradient
-    model loss  = sum_t rho_t [20 |z_{t+1} - h(o_{t+1})|^2 + 0.1 CE(R(z_t,a_t), r_t) + 0.1 mean_k CE(Q_k(z_t,a_t), td_t)]
+    model loss  = sum_t rho_t [20 |z_{t+1} - h(o_{t+1})|^2 + .1 CE(R(z_t,a_t), r_t) + .1 mean_k CE(Q_k(z_t,a_t), td_t)]
     pretraining = model loss + mean_t rho_t [(p(z_t) - a_t)^2 - 1e-4 entropy]       behaviour cloning, one optimiser
     online      : model loss, then a policy step on the detached z_t with
                   sum_t rho_t [(p(z_t) - a_t)^2 - 1e-4 entropy - mean_{2 of K} Q(z_t, p(z_t)) / S]
@@ -82,7 +82,9 @@ class Config:
     value_coef: float = 0.1
     """weight of the value loss"""
     bc_coef: float = 1.0
-    """weight of imitating the batch's actions, in both phases"""
+    """weight of imitating the batch's actions in pretraining"""
+    online_bc_coef: float = 1.0
+    """weight of imitating the batch's actions online; from scratch that is one's own past, and holds learning back"""
     entropy_coef: float = 1e-4
     """weight of the policy's entropy bonus"""
 
@@ -350,7 +352,7 @@ def model_loss(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The loss of the model optimiser: total, the latent rollout zs (H+1, B, Z) and metrics.
 
-    discount (B,): per sample. In pretraining it contains behaviour cloning, whose gradient reaches encoder and dynamics.
+    discount (B,): per sample. In pretraining it contains behaviour cloning; its gradient reaches encoder and dynamics.
     """
     rho = time_weights(batch.action.shape[0], cfg.rho, batch.obs.device)
     bins = wm.make_bins(cfg.num_bins, device=batch.obs.device)
@@ -406,7 +408,7 @@ def update(agent: Agent, batch: Batch, phase: Phase, noise: UpdateNoise | None =
         bins = wm.make_bins(cfg.num_bins, device=batch.obs.device)
         loss, pi_metrics = policy_loss(
             params, zs.detach(), batch.action, task, noise.eps_pi, noise.heads_pi, agent.q_scale, rho, bins,
-            cfg.entropy_coef, cfg.bc_coef,
+            cfg.entropy_coef, cfg.online_bc_coef,
         )  # fmt: skip
         agent.pi_optim.zero_grad(set_to_none=True)
         loss.backward()
@@ -460,7 +462,8 @@ def act(
     z = wm.encode(agent.params, obs, tables)
     if not use_planner:
         shape = (len(task), cfg.action_dim)
-        eps = torch.randn(shape, generator=generator, device=obs.device) if explore else torch.zeros(shape, device=obs.device)
+        eps = torch.zeros(shape, device=obs.device)
+        eps = eps.normal_(generator=generator) if explore else eps
         action = wm.pi(agent.params, z, tables, eps).action
         return Plan(action, torch.zeros_like(warm), torch.zeros_like(warm), action.new_zeros(len(task), 1))
     bins, settings = wm.make_bins(cfg.num_bins, device=obs.device), plan_settings(cfg)
@@ -526,7 +529,7 @@ def load(path: Path, device: str | torch.device = "cpu", seed: int = 0) -> tuple
         raise ValueError(f"{path} has checkpoint format {meta.get('version')}, this program reads {FORMAT_VERSION}")
     unknown = set(meta["config"]) ^ {field.name for field in fields(Config)}
     if unknown:
-        raise ValueError(f"{path} was written with other settings than this program knows: {', '.join(sorted(unknown))}")
+        raise ValueError(f"{path} and this program differ in the settings they know: {', '.join(sorted(unknown))}")
     cfg = Config(**meta["config"])
     emb, mask, discount, scale = (tensors.pop(k, None) for k in ("task_emb", "action_mask", "discount", "q_scale"))
     expected = wm.init(wm.SIZES[cfg.size], cfg.obs_dim, cfg.action_dim, cfg.task_dim, cfg.num_bins)

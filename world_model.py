@@ -90,7 +90,9 @@ def make_bins(num_bins: int = 101, low: float = -10.0, high: float = 10.0, devic
 def _neighbours(x: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
     """Left neighbour's index and right neighbour's share of symlog(x), both (...,)."""
     x = symlog(x).clamp(bins[0], bins[-1])
-    pos = (x - bins[0]) / (bins[1] - bins[0])  # fractional index in [0, K-1]
+    # Width from the ends: bins[1] - bins[0] cancels digits, an error that grows to 1e-4 of a bin at the far end.
+    width = (bins[-1] - bins[0]) / (len(bins) - 1)
+    pos = (x - bins[0]) / width  # fractional index in [0, K-1]
     left = pos.floor().long().clamp(max=len(bins) - 2)  # x == bins[-1] must still have a right neighbour
     return left, pos - left
 

@@ -1,0 +1,276 @@
+"""Evaluate a saved agent: return, success and score per task and per suite, as a table, JSON and videos.
+
+    python eval.py --ckpt agent.safetensors                              all tasks of the checkpoint, 10 episodes each
+    python eval.py --ckpt agent.safetensors --tasks mw-reach --video out/ --planner off
+
+The checkpoint is one file and holds everything needed: settings, tasks, sentence embeddings, weights. Episode k of a
+task starts from the same state in every evaluation with the same seed, and all noise has its own generator, so the
+same command prints the same numbers and never disturbs a training run.
+Test: pytest tests/test_eval.py
+"""
+
+import json
+import re
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+import envs
+import newt
+from envs.vector import VectorEnv
+
+Policy = Literal["planner", "policy", "random"]
+ENVS_AT_ONCE = 64  # environments held in memory and planned for together
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluate a checkpoint."""
+
+    ckpt: Path
+    """checkpoint written by train.py (agent.safetensors)"""
+    tasks: str = ""
+    """tasks to evaluate, all known to the checkpoint: names with commas between, or a suite; default: all of them"""
+    episodes: int = 10
+    """episodes per task"""
+    seed: int = 0
+    """same seed, same numbers"""
+    planner: Literal["on", "off"] = "on"
+    """off: act by the policy prior's mean, without planning (much faster)"""
+    json: Path | None = None
+    """also write the table and every episode to this file"""
+    video: Path | None = None
+    """also write one mp4 per task into this folder"""
+    device: str = "auto"
+    """auto, cpu, cuda or mps"""
+    workers: int = 0
+    """simulator processes; 0: one per core"""
+
+
+class Episode(NamedTuple):
+    ret: float  # undiscounted sum of rewards
+    success: float  # at the last step
+    score: float  # in [0, 1], at the last step
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: cuda, else mps, else cpu."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def evaluate(
+    agent: newt.Agent,
+    tasks: list[str],
+    episodes: int,
+    seed: int = 0,
+    policy: Policy = "planner",
+    step: int = 0,
+    workers: int | None = None,
+    title: str = "evaluate",
+) -> dict[str, list[Episode]]:
+    """Run `episodes` whole episodes of every task; many environments at once, tasks of equal length together.
+
+    tasks: names known to the agent. step: environment steps trained so far (constrained planning).
+    """
+    groups = defaultdict(list)
+    for name in tasks:
+        groups[envs.TASKS[name].episode_length].append(name)
+    # Rounds of `copies` episodes of every task at once; what the last round has too many of is dropped.
+    rounds = -(-episodes * len(tasks) // ENVS_AT_ONCE)
+    copies = -(-episodes // rounds)
+    results: dict[str, list[Episode]] = {name: [] for name in tasks}
+    generator = torch.Generator(device=agent.device).manual_seed(seed)
+    random = np.random.default_rng(seed)
+    total = sum(length * len(group) for length, group in groups.items()) * copies * rounds
+    with tqdm(total=total, desc=title, unit="step", unit_scale=True, leave=False) as bar:
+        for length, group in sorted(groups.items()):
+            names = [name for name in group for _ in range(copies)]
+            with VectorEnv(names, seed, workers, agent.cfg.obs_dim, agent.cfg.action_dim) as vector:
+                for number in range(rounds):
+                    obs = vector.reset(episode=number)
+                    played = _play(agent, vector, names, obs, length, policy, step, generator, random, bar)
+                    for name, episode in zip(names, played, strict=True):
+                        results[name].append(episode)
+    return {name: played[:episodes] for name, played in results.items()}
+
+
+def _play(agent, vector, names, obs, length, policy, step, generator, random, bar) -> list[Episode]:
+    """One episode in each environment; all are of the same length."""
+    cfg, device, n = agent.cfg, agent.device, len(names)
+    task = torch.tensor([agent.tasks.index(name) for name in names], device=device)
+    mask = agent.mask[task].cpu().numpy()
+    warm = torch.zeros(n, cfg.horizon, cfg.action_dim, device=device)
+    first, returns = torch.ones(n, dtype=torch.bool, device=device), np.zeros(n)
+    for _ in range(length):
+        if policy == "random":
+            action = random.uniform(-1, 1, (n, cfg.action_dim)).astype(np.float32) * mask
+        else:
+            x = torch.as_tensor(obs, device=device)
+            plan = newt.act(agent, x, task, warm, first, step, use_planner=policy == "planner", generator=generator)
+            action, warm, first = plan.action.cpu().numpy(), plan.mean, torch.zeros_like(first)
+        result = vector.step(action)
+        obs, returns = result.obs, returns + result.reward
+        bar.update(n)
+    assert result.done.all(), "environments of one group end together"
+    return [Episode(*map(float, row)) for row in zip(returns, result.success, result.score, strict=True)]
+
+
+def summarise(values: list[float]) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval (normal approximation; 0 for a single value)."""
+    x = np.asarray(values, dtype=np.float64)
+    return float(x.mean()), float(1.96 * x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else 0.0
+
+
+def table(results: dict[str, list[Episode]]) -> str:
+    """Per task, per suite and overall, as text. A suite's row is the mean over its tasks."""
+    width = max([len(name) for name in results] + [len("mean of suites")]) + 2
+    lines = [f"{'task':{width}}{'return':>18}{'success':>16}{'score':>16}"]
+    suites = defaultdict(list)
+    for name, episodes in results.items():
+        cells = [summarise([getattr(e, field) for e in episodes]) for field in Episode._fields]
+        row = f"{cells[0][0]:10.1f} ±{cells[0][1]:6.1f}" + "".join(f"{m:9.3f} ±{h:5.3f}" for m, h in cells[1:])
+        lines.append(f"{name:{width}}{row}")
+        suites[envs.TASKS[name].domain].append(np.array([c[0] for c in cells]))
+    means = {suite: np.mean(rows, 0) for suite, rows in suites.items()}
+    lines.append("-" * len(lines[0]))
+    for suite, (ret, success, score) in means.items():
+        lines.append(f"{f'{suite} ({len(suites[suite])})':{width}}{ret:10.1f}        {success:9.3f}       {score:9.3f}")
+    every = np.mean([row for rows in suites.values() for row in rows], 0)
+    lines.append(f"{'mean of tasks':{width}}{'':18}{every[1]:9.3f}       {every[2]:9.3f}")
+    lines.append(f"{'mean of suites':{width}}{'':18}{'':16}{np.mean([m[2] for m in means.values()]):9.3f}")
+    return "\n".join(lines)
+
+
+def compare(stages: dict[str, dict[str, list]]) -> str:
+    """Random policy, after pretraining, after online training side by side: score and return of every task.
+
+    stages: name -> task -> episodes as (return, success, score). The rows at the end are means over tasks.
+    """
+    tasks = list(next(iter(stages.values())))
+    width = max(map(len, tasks)) + 2
+    head = f"{'':{width}}{'score (0 to 1)':>{12 * len(stages)}}{'return':>{12 * len(stages)}}\n"
+    lines = [head + f"{'task':{width}}" + "".join(f"{stage:>12}" for stage in stages) * 2]
+    score, ret, success = (
+        {stage: {task: np.mean([e[field] for e in played[task]]) for task in tasks} for stage, played in stages.items()}
+        for field in (2, 0, 1)
+    )
+    for task in tasks:
+        cells = [f"{score[s][task]:12.3f}" for s in stages] + [f"{ret[s][task]:12.1f}" for s in stages]
+        lines.append(f"{task:{width}}" + "".join(cells))
+    lines.append("-" * len(lines[-1]))
+    lines.append(f"{'mean':{width}}" + "".join(f"{np.mean(list(score[s].values())):12.3f}" for s in stages))
+    judged = [task for task in tasks if envs.TASKS[task].success_defined]
+    if judged:
+        means = "".join(f"{np.mean([success[s][task] for task in judged]):12.3f}" for s in stages)
+        lines.append(f"{'success':{width}}{means}   (mean over the {len(judged)} tasks that define it)")
+    return "\n".join(lines)
+
+
+def plot_curves(metrics: Path, path: Path) -> None:
+    """Score of every task against environment steps, as PNG: dots are evaluations, the line training episodes."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # files only: no display is needed
+    import matplotlib.pyplot as plt
+
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    tasks = sorted({key.split("/")[1] for line in lines for key in line if re.fullmatch("eval/.+/score", key)})
+    columns = min(4, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 0.5 + 2.2 * rows), squeeze=False, sharex=True,
+                                sharey=True, layout="constrained")  # fmt: skip
+    for axis in axes.flat[len(tasks) :]:
+        axis.axis("off")
+    for task, axis in zip(tasks, axes.flat, strict=False):
+        for key, style in ((f"train/{task}/score", "-"), (f"eval/{task}/score", "o")):
+            points = [(line["step"], line[key]) for line in lines if key in line]
+            if points:
+                axis.plot(*zip(*points, strict=True), style, alpha=0.5 if style == "-" else 1, markersize=4)
+        axis.set_title(task, fontsize=9)
+        axis.set_ylim(-0.05, 1.05)
+    figure.supxlabel("environment steps (all tasks together)", fontsize=9)
+    figure.supylabel("score", fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def record(agent: newt.Agent, tasks: list[str], path: Path, seed: int = 0, step: int = 0, planner: bool = True) -> None:
+    """One episode of each task side by side in a grid, as mp4. Episodes that end early hold their last frame.
+
+    Raises RuntimeError, one line, where no OpenGL is installed (the message names the Debian package).
+    """
+    import imageio.v2 as imageio
+
+    generator = torch.Generator(device=agent.device).manual_seed(seed)
+    clips = []
+    for name in tasks:
+        env = envs.make(name, seed, render_mode="rgb_array")
+        obs, _ = env.reset(seed=seed)
+        task = torch.tensor([agent.tasks.index(name)], device=agent.device)
+        warm = torch.zeros(1, agent.cfg.horizon, agent.cfg.action_dim, device=agent.device)
+        first, frames, truncated = torch.ones(1, dtype=torch.bool, device=agent.device), [], False
+        while not truncated:
+            frames.append(env.render()[:: 2 if len(tasks) > 1 else 1, :: 2 if len(tasks) > 1 else 1])
+            x = torch.zeros(1, agent.cfg.obs_dim, device=agent.device)
+            x[0, : len(obs)] = torch.as_tensor(obs)
+            plan = newt.act(agent, x, task, warm, first, step, use_planner=planner, generator=generator)
+            warm, first = plan.mean, torch.zeros_like(first)
+            obs, _, _, truncated, _ = env.step(plan.action[0, : env.action_space.shape[0]].cpu().numpy())
+        env.close()
+        clips.append(np.stack(frames))
+    length, columns = max(map(len, clips)), int(np.ceil(np.sqrt(len(clips))))
+    clips = [np.concatenate([c, np.repeat(c[-1:], length - len(c), 0)]) for c in clips]
+    clips += [np.zeros_like(clips[0])] * (-len(clips) % columns)
+    rows = [np.concatenate(clips[i : i + columns], 2) for i in range(0, len(clips), columns)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # macro_block_size 1: 224 is a multiple of 16, so players are happy without imageio resizing the picture.
+    imageio.mimwrite(path, np.concatenate(rows, 1), fps=30, macro_block_size=1)
+
+
+def main(cfg: Eval) -> None:
+    if cfg.episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {cfg.episodes}")
+    agent, meta = newt.load(cfg.ckpt, pick_device(cfg.device), cfg.seed)
+    tasks = envs.select(cfg.tasks) if cfg.tasks else list(agent.tasks)
+    missing = [name for name in tasks if name not in agent.tasks]
+    if missing:
+        raise ValueError(f"{cfg.ckpt} was not trained on {', '.join(missing)}; it knows {', '.join(agent.tasks)}")
+    policy = "planner" if cfg.planner == "on" else "policy"
+    results = evaluate(agent, tasks, cfg.episodes, cfg.seed, policy, meta["step"], cfg.workers or None)
+    print(f"{cfg.ckpt}  step {meta['step']}  {cfg.episodes} episodes per task  seed {cfg.seed}  planner {cfg.planner}")
+    print(table(results))
+    if cfg.json:
+        report = {
+            "ckpt": str(cfg.ckpt), "step": meta["step"], "seed": cfg.seed, "planner": cfg.planner,
+            "tasks": {name: [e._asdict() for e in episodes] for name, episodes in results.items()},
+        }  # fmt: skip
+        cfg.json.write_text(json.dumps(report, indent=1))
+    if cfg.video:
+        for name in tqdm(tasks, desc="video", unit="task"):
+            record(agent, [name], cfg.video / f"{name}.mp4", cfg.seed, meta["step"], cfg.planner == "on")
+
+
+def run(main_function, *args) -> None:
+    """Run a command's main; bad input ends with one line on stderr and exit code 2 instead of a traceback."""
+    try:
+        main_function(*args)
+    except (ValueError, ImportError, FileNotFoundError, FileExistsError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    run(main, tyro.cli(Eval))

@@ -1,0 +1,434 @@
+"""Train an agent: demonstrations -> pretraining -> online RL, with evaluation and checkpoints on the way.
+
+    python train.py                                            the starter: eight tasks through the whole recipe
+    python train.py --tasks all                                every training task of the suites in envs.MAKERS
+    python train.py --tasks walker-walk --demos none           one task from scratch
+    python train.py --tasks mw-door-lock --ckpt runs/starter/agent.safetensors     finetune a saved agent
+    python train.py --resume runs/starter                      go on after a kill; on a CPU bit for bit the same
+
+`main` reads downwards: check everything, make what is missing, pretrain, then the online loop, in which the learner
+updates while the simulators step. A run folder holds config.json, metrics.jsonl (one line per event), TensorBoard
+events, curves.png, videos/, agent.safetensors (newest weights) and checkpoints/. A checkpoint is complete or absent,
+and the environments start afresh at each one, in an uninterrupted run too: that is what makes resuming exact.
+Steps are agent steps. "step" in every file counts them over all environments, as published.
+Test: pytest tests/test_train.py
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import psutil
+import torch
+import tyro
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import checkpoint
+import demos
+import envs
+import eval as evaluation
+import language
+import newt
+from buffer import Batch, Buffer, Collector, gigabytes, sample_mixed
+from envs.vector import VectorEnv
+from newt import Config
+
+STARTER = (
+    "mw-reach,mw-button-press,mw-door-open,mw-drawer-close,mw-window-open,mw-plate-slide,cartpole-swingup,reacher-easy"
+)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an agent. With no arguments: the starter, eight tasks on a laptop."""
+
+    tasks: str = STARTER
+    """all, a suite (dmcontrol, metaworld), or task names with commas between"""
+    preset: Literal["auto", "published", "laptop"] = "auto"
+    """where every other default comes from; auto: published on a CUDA GPU, else laptop"""
+    run: Path | None = None
+    """folder to write; default: runs/<tasks>"""
+    resume: Path | None = None
+    """run folder to continue with its own settings; only --steps and --workers may be given besides"""
+    overwrite: bool = False
+    """replace a run that is already in the folder"""
+    ckpt: Path | None = None
+    """start from this agent: its network, then new tasks, embeddings and cold optimisers"""
+    instruction: str = ""
+    """what to do, in your own words; for a single task, instead of the table's instruction"""
+    seed: int = 0
+    """of everything: network, noise, environments"""
+    device: str = "auto"
+    """auto, cpu, cuda or mps"""
+    workers: int = 0
+    """simulator processes; 0: one per core"""
+
+    demos: str = "auto"
+    """auto: made in demos/ for every task that has a source; none; or a folder with a file for every task"""
+    demo_episodes: int = 10
+    """demonstrations per task"""
+    pretrain_updates: int = 200_000
+    """updates on demonstrations alone, before any environment step; skipped without demonstrations"""
+
+    steps: int = 500_000
+    """online steps of each environment"""
+    envs_per_task: int = 1
+    """environments per task"""
+    utd: float = 0.075
+    """updates per environment step, counted over all environments"""
+    seed_episodes: int = 5
+    """first episodes of each environment without planning or updates: the policy acts, or chance if it's untrained"""
+    buffer_steps: int = 10_000_000
+    """transitions that the online buffer holds"""
+    sampling: Literal["episode", "task", "step"] = "episode"
+    """what is drawn uniformly; episode (published) favours tasks with short episodes: 25 steps 40 times over 1000"""
+
+    eval_every: int = 10_000
+    """steps of each environment between evaluations; every evaluation also writes a checkpoint"""
+    eval_episodes: int = 2
+    """episodes per task of an evaluation"""
+    final_episodes: int = 10
+    """episodes per task of the table at the end: random policy, after pretraining, after online"""
+    checkpoint_updates: int = 10_000
+    """updates between checkpoints in pretraining"""
+    log_every: int = 100
+    """updates between lines of metrics"""
+
+    agent: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
+    """the agent's own settings"""
+
+
+# Chosen by measuring, on two CPU cores (README): the published planner and network would take weeks there. Behaviour
+# cloning and constrained planning are off online: both pull towards the buffer, which from scratch is the agent's own
+# past. Sampling by task: by episode the two 500-step tasks of the starter would get a ninth of the samples.
+LAPTOP = Train(
+    pretrain_updates=8_000,
+    steps=4_000,
+    utd=0.5,
+    seed_episodes=1,
+    buffer_steps=500_000,
+    sampling="task",
+    eval_every=2_000,
+    final_episodes=20,
+    checkpoint_updates=2_000,
+    agent=Config(
+        size="XS",
+        batch_size=128,
+        warmup_updates=500,
+        online_bc_coef=0.0,
+        num_samples=128,
+        num_elites=16,
+        num_pi=8,
+        iterations=4,
+        std_min=0.1,
+        constraint_start=0,
+        constraint_duration=0,
+    ),
+)
+PRESETS = {"published": Train(), "laptop": LAPTOP}
+
+
+def parse(args: list[str]) -> Train:
+    """Command line -> settings: defaults of the preset or of the run to continue, then what the user gave."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default="auto")
+    early.add_argument("--resume", type=Path)
+    known, _ = early.parse_known_args(args)
+    if known.resume:
+        stored = checkpoint.read_config(known.resume)
+        before = Train(**{**stored, "agent": Config(**stored["agent"])})
+        before = replace(before, resume=known.resume, run=known.resume, ckpt=before.ckpt and Path(before.ckpt))
+        cfg = tyro.cli(Train, default=before, args=args)
+        changed = [f.name for f in fields(Train) if getattr(cfg, f.name) != getattr(before, f.name)]
+        if set(changed) - {"steps", "workers"}:
+            raise ValueError(f"--resume continues {known.resume} as it is; it can't change {', '.join(changed)}")
+        return cfg
+    auto = "published" if torch.cuda.is_available() else "laptop"
+    return tyro.cli(Train, default=PRESETS.get(known.preset, PRESETS[auto]), args=args)
+
+
+def check(cfg: Train, tasks: list[str]) -> None:
+    """Everything that can be known to fail before the first minute of work: ValueError, one line."""
+    newt.check(cfg.agent)
+    for name in ("steps", "envs_per_task", "demo_episodes", "buffer_steps", "eval_every", "eval_episodes",
+                 "final_episodes", "checkpoint_updates", "log_every"):  # fmt: skip
+        if getattr(cfg, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(cfg, name)}")
+    for name in ("pretrain_updates", "seed_episodes", "utd", "workers"):
+        if getattr(cfg, name) < 0:
+            raise ValueError(f"{name} must be at least 0, got {getattr(cfg, name)}")
+    if cfg.instruction and len(tasks) > 1:
+        raise ValueError(f"--instruction is for a single task, --tasks names {len(tasks)}")
+    rows = [envs.TASKS[name] for name in tasks]
+    for name, needed in (("obs_dim", max(t.obs_dim for t in rows)), ("action_dim", max(t.action_dim for t in rows))):
+        if getattr(cfg.agent, name) < needed:
+            raise ValueError(f"{name} is {getattr(cfg.agent, name)}, these tasks need {needed}")
+    longest = max(t.episode_length for t in rows)
+    if cfg.agent.horizon > min(t.episode_length for t in rows):
+        raise ValueError(f"horizon {cfg.agent.horizon} is longer than the shortest episode of these tasks")
+    if cfg.buffer_steps <= longest:
+        raise ValueError(f"buffer_steps {cfg.buffer_steps} cannot hold one episode of {longest} steps")
+    needed = gigabytes(cfg.buffer_steps, cfg.agent.obs_dim, cfg.agent.action_dim, torch.float32)
+    free = psutil.virtual_memory().available / 1e9
+    if needed > free:
+        raise ValueError(f"the buffer needs {needed:.1f} GB, {free:.1f} GB are free; lower --buffer-steps")
+
+
+def load_demos(cfg: Train, tasks: list[str]) -> dict[str, demos.Demos]:
+    """Demonstrations of the tasks that have some; made first where `--demos auto` finds none."""
+    if cfg.demos == "none":
+        return {}
+    folder = Path("demos" if cfg.demos == "auto" else cfg.demos)
+    names = tasks
+    if cfg.demos == "auto":
+        names = [name for name in tasks if envs.TASKS[name].domain in demos.SOURCES]
+        demos.make_all(names, cfg.demo_episodes, folder, cfg.seed, cfg.workers or None)
+    missing = [name for name in names if not (folder / f"{name}.safetensors").is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"no demonstrations in {folder} for {', '.join(missing)}; make them with `python demos.py make`, "
+            "or use --demos auto or none"
+        )
+    return {name: demos.load(folder / f"{name}.safetensors", name) for name in names}
+
+
+def fill(buffer: Buffer, files: dict[str, demos.Demos], tasks: list[str], episodes: int) -> None:
+    """Add the first `episodes` demonstrations of each task."""
+    for name, demo in files.items():
+        for first, end in list(zip(demo.episode_start[:-1], demo.episode_start[1:], strict=True))[:episodes]:
+            rows = slice(int(first), int(end))
+            buffer.add(demo.obs[rows], demo.action[rows], demo.reward[rows], tasks.index(name))
+
+
+def create_agent(cfg: Train, tasks: list[str], device: torch.device) -> newt.Agent:
+    """A fresh agent, or the saved one's network with this run's tasks and embeddings."""
+    rows = [envs.TASKS[name] for name in tasks]
+    settings, params, q_scale = cfg.agent, None, 1.0
+    if cfg.ckpt:
+        source, _ = newt.load(cfg.ckpt, device)
+        # The network's shape is the checkpoint's; how to learn and to plan is this run's.
+        shape = {name: getattr(source.cfg, name) for name in ("size", "obs_dim", "action_dim", "task_dim", "num_bins")}
+        settings, params, q_scale = replace(settings, **shape), source.params, float(source.q_scale)
+    emb = torch.zeros(len(tasks), 0)
+    if settings.task_dim:
+        sentences = [f"{row.embodiment}. {cfg.instruction or row.instruction}." for row in rows]
+        emb = language.embed(sentences)
+    dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
+    return newt.create(settings, tasks, emb, dims, discounts, cfg.seed, device, params, q_scale)
+
+
+def estimate(agent: newt.Agent, cfg: Train) -> float:
+    """Hours that acting and learning will take here, from one timed decision and one small timed update."""
+    n = len(agent.tasks) * cfg.envs_per_task
+    few, small, a = min(n, 4), min(16, agent.cfg.batch_size), agent.cfg
+    zeros = torch.zeros(few, dtype=torch.long, device=agent.device)
+    obs, warm = zeros.new_zeros(few, a.obs_dim).float(), zeros.new_zeros(few, a.horizon, a.action_dim).float()
+    scratch = newt.create(a, agent.tasks, agent.emb, [a.action_dim] * len(agent.tasks), agent.discount.tolist(), 0,
+                          agent.device)  # fmt: skip
+    batch = Batch(obs.new_zeros(a.horizon + 1, small, a.obs_dim), obs.new_zeros(a.horizon, small, a.action_dim),
+                  obs.new_zeros(a.horizon, small), zeros.new_zeros(small))  # fmt: skip
+
+    def seconds(call) -> float:
+        call()  # the first one allocates
+        start = time.perf_counter()
+        float(call())
+        return time.perf_counter() - start
+
+    plan = seconds(lambda: newt.act(scratch, obs, zeros, warm, zeros == 0).action.sum()) / few
+    step = seconds(lambda: newt.update(scratch, batch, "online")["loss/model"]) / small * a.batch_size
+    return cfg.steps * n * (plan + cfg.utd * step) / 3600
+
+
+def describe(hours: float) -> str:
+    for limit, unit, size in ((2, "minutes", 1 / 60), (48, "hours", 1), (24 * 21, "days", 24)):
+        if hours < limit:
+            return f"{hours / size:.0f} {unit}"
+    return f"{hours / 168:.0f} weeks"
+
+
+class Log:
+    """metrics.jsonl and TensorBoard: names as in loss/, train/, eval/<task>/, time/. Always local files."""
+
+    def __init__(self, folder: Path, size: int = 0):
+        self.file = open(folder / "metrics.jsonl", "ab")
+        self.file.truncate(size)  # a resumed run drops what was written after its checkpoint
+        self.board = SummaryWriter(str(folder))
+
+    def write(self, step: int, **values: float) -> None:
+        values = {name: float(value) for name, value in values.items()}
+        self.file.write(json.dumps({"step": step, **values}).encode() + b"\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    @property
+    def size(self) -> int:
+        return self.file.tell()
+
+
+def require_finite(metrics: dict, what: str) -> None:
+    """A loss that isn't a number means broken weights: stop before they replace a good checkpoint."""
+    if not np.isfinite(float(metrics["loss/model"])):
+        raise RuntimeError(f"the loss is not finite at {what}; the last checkpoint is kept. Lower --lr or --grad-clip")
+
+
+def main(cfg: Train) -> None:
+    # ---- check everything before the first minute of work
+    tasks = envs.select(cfg.tasks)
+    label = "starter" if cfg.tasks == STARTER else cfg.tasks.replace(",", "+")[:60]
+    folder = cfg.run or Path("runs") / label
+    check(cfg, tasks)
+    device = evaluation.pick_device(cfg.device)
+    if not cfg.resume:
+        checkpoint.require_empty(folder, cfg.overwrite)
+    sampler = torch.Generator().manual_seed(cfg.seed + 1)
+    resumed = checkpoint.load(folder, device, sampler) if cfg.resume else None
+    agent, state = resumed or (create_agent(cfg, tasks, device), checkpoint.State(phase="pretrain"))
+    files = load_demos(cfg, tasks)
+
+    # ---- say what will happen
+    n = len(tasks) * cfg.envs_per_task
+    hours = estimate(agent, cfg)
+    print(f"{len(tasks)} tasks, {n} environments, {newt.wm.num_params(agent.params) / 1e6:.1f}M parameters, {device}")
+    for name, value in {**asdict(cfg), **asdict(agent.cfg)}.items():
+        if name != "agent":
+            print(f"  {name:20} {value}")
+    print(f"acting and learning online will take about {describe(hours)} here; everything is written to {folder}/")
+    if cfg.preset == "auto" and device.type != "cuda" and len(tasks) > 20:
+        full = replace(PRESETS["published"], tasks=cfg.tasks)
+        weeks = describe(estimate(create_agent(full, tasks, device), full))
+        print(f"(preset laptop; the published preset would take about {weeks} here: use a GPU for that)")
+
+    # ---- replay and log; a resumed run goes on from its newest checkpoint
+    longest = max(envs.TASKS[name].episode_length for name in tasks)
+    online = Buffer(cfg.buffer_steps, agent.cfg.obs_dim, agent.cfg.action_dim)
+    demo = None
+    if files:
+        rows = sum(int(file.episode_start[-1]) for file in files.values())
+        demo = Buffer(rows, agent.cfg.obs_dim, agent.cfg.action_dim)
+        fill(demo, files, tasks, cfg.demo_episodes)
+    if resumed:
+        online.load(folder / "buffer", state.buffer_first, state.buffer_episodes)
+    else:
+        checkpoint.start(folder, asdict(replace(cfg, resume=None)))
+        fill(online, files, tasks, cfg.demo_episodes)
+    log = Log(folder, state.log_size)
+
+    def learn(phase: newt.Phase) -> dict:
+        source = (demo, online) if phase == "online" else (demo, None)
+        batch = sample_mixed(*source, agent.cfg.batch_size, agent.cfg.horizon, sampler, cfg.sampling)
+        return newt.update(agent, Batch(*(x.to(device) for x in batch)), phase)
+
+    def measure(policy: evaluation.Policy, episodes: int, title: str) -> dict:
+        step = state.vector_step * n
+        results = evaluation.evaluate(agent, tasks, episodes, cfg.seed, policy, step, cfg.workers or None, title)
+        means = {f"eval/{task}/{key}": np.mean([getattr(e, key) for e in episodes])
+                 for task, episodes in results.items() for key in ("ret", "success", "score")}  # fmt: skip
+        scores = [means[f"eval/{task}/score"] for task in tasks]
+        log.write(step, **means, **{"eval/score": np.mean(scores)})
+        return {task: [tuple(e) for e in episodes] for task, episodes in results.items()}
+
+    def save(name: str) -> None:
+        log.file.flush()
+        state.log_size = log.size
+        checkpoint.save(folder, name, agent, state, sampler, online, state.vector_step * n)
+
+    # ---- pretraining
+    if "random" not in state.results:
+        state.results["random"] = measure("random", cfg.final_episodes, "random policy")
+    if state.phase == "pretrain" and demo is not None:
+        for count in tqdm(range(state.updates, cfg.pretrain_updates), desc="pretraining", unit="update",
+                          initial=state.updates, total=cfg.pretrain_updates):  # fmt: skip
+            metrics, state.updates = learn("pretrain"), count + 1
+            if state.updates % cfg.log_every == 0 or state.updates == cfg.pretrain_updates:
+                require_finite(metrics, f"pretraining update {state.updates}")
+                log.write(0, **metrics, **{"train/pretrain_updates": state.updates})
+            if state.updates % cfg.checkpoint_updates == 0 and state.updates < cfg.pretrain_updates:
+                save(f"pretrain-{state.updates}")
+        if cfg.pretrain_updates:
+            state.results["pretrained"] = measure("planner", cfg.final_episodes, "after pretraining")
+    if state.phase == "pretrain":
+        state.phase, state.updates = "online", 0
+        save("0")
+
+    # ---- online
+    trained = bool(cfg.ckpt or (demo is not None and cfg.pretrain_updates))  # else the policy is no better than chance
+    names = [name for name in tasks for _ in range(cfg.envs_per_task)]
+    task = torch.tensor([tasks.index(name) for name in names], device=device)
+    mask = agent.mask[task]
+    spent = dict.fromkeys(("plan", "update", "wait"), 0.0)
+    with (
+        VectorEnv(names, cfg.seed, cfg.workers or None, agent.cfg.obs_dim, agent.cfg.action_dim) as vector,
+        tqdm(total=cfg.steps * n, initial=state.vector_step * n, desc="online", unit="step", unit_scale=True) as bar,
+    ):
+        collector = Collector(n, longest, agent.cfg.obs_dim, agent.cfg.action_dim, task.cpu().numpy())
+        fresh = True  # at the start and after every checkpoint all environments begin new episodes
+        while state.vector_step < cfg.steps:
+            if fresh:
+                obs, fresh = vector.reset(episode=state.vector_step), False
+                collector.start(obs)
+                first = torch.ones(n, dtype=torch.bool, device=device)
+                warm = torch.zeros(n, agent.cfg.horizon, agent.cfg.action_dim, device=device)
+            step, clock = state.vector_step * n, time.perf_counter()
+            seeding = min(state.episodes.get(name, 0) for name in tasks) < cfg.seed_episodes * cfg.envs_per_task
+            if seeding and not trained:
+                action = (torch.rand(n, agent.cfg.action_dim, generator=sampler).to(device) * 2 - 1) * mask
+            else:
+                x = torch.as_tensor(obs, device=device)
+                plan = newt.act(agent, x, task, warm, first, step, explore=True, use_planner=not seeding)
+                action, warm = plan.action, plan.mean
+            action = action.cpu().numpy()
+            vector.send(action)
+            spent["plan"] += time.perf_counter() - clock
+
+            # ---- learn while the simulators step
+            clock = time.perf_counter()
+            if not seeding:
+                state.learning_steps += n
+                while state.updates < int(cfg.utd * state.learning_steps):
+                    metrics, state.updates = learn("online"), state.updates + 1
+                    if state.updates % cfg.log_every == 0:
+                        require_finite(metrics, f"step {step}")
+                        total = sum(spent.values())
+                        shares = {f"time/{name}": value / total for name, value in spent.items()}
+                        log.write(step, **metrics, **shares, **{"train/updates": state.updates})
+                        bar.set_postfix(loss=f"{float(metrics['loss/model']):.2f}", refresh=False)
+            spent["update"] += time.perf_counter() - clock
+
+            clock = time.perf_counter()
+            result = vector.recv()
+            spent["wait"] += time.perf_counter() - clock
+            done = collector.add(online, action, result.reward, result.done, result.final_obs, result.obs)
+            for i, ret, _ in done:
+                state.episodes[names[i]] = state.episodes.get(names[i], 0) + 1
+                log.write(step + n, **{f"train/{names[i]}/return": ret, f"train/{names[i]}/score": result.score[i]})
+            obs, first = result.obs, torch.as_tensor(result.done, device=device)
+            state.vector_step += 1
+            bar.update(n)
+            if state.vector_step % cfg.eval_every == 0 and state.vector_step < cfg.steps:
+                measure("planner", cfg.eval_episodes, "evaluate")
+                save(str(state.vector_step * n))
+                fresh = True
+
+    # ---- the end: table, curves, video
+    state.results["online"] = measure("planner", cfg.final_episodes, "after online")
+    save(str(state.vector_step * n))
+    evaluation.plot_curves(folder / "metrics.jsonl", folder / "curves.png")
+    print(evaluation.compare(state.results))
+    print(f"curves {folder / 'curves.png'}\nagent  {folder / 'agent.safetensors'}")
+    try:
+        path = folder / "videos" / "final.mp4"
+        evaluation.record(agent, tasks[:16], path, cfg.seed, state.vector_step * n)
+        print(f"video  {path}")
+    except (RuntimeError, ImportError, OSError) as error:  # training does not need OpenGL, a film does
+        print(f"no video: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    evaluation.run(lambda: main(parse(sys.argv[1:])))
