@@ -19,7 +19,7 @@ import envs
 import newt
 from buffer import Buffer, gigabytes
 from envs.vector import VectorEnv
-from eval import pick_device, run
+from eval import pick_device, run, share_cores
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def milliseconds(call: Callable[[], object], device: torch.device, repeats: int 
 
 def main(cfg: Bench) -> None:
     names, device = envs.select(cfg.tasks), pick_device(cfg.device)
+    share_cores(cfg.size)
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
 
     settings = newt.Config(size=cfg.size, batch_size=cfg.batch_size, task_dim=384)

@@ -10,6 +10,7 @@ Test: pytest tests/test_eval.py
 """
 
 import json
+import os
 import re
 import sys
 from collections import defaultdict
@@ -58,6 +59,16 @@ class Episode(NamedTuple):
     ret: float  # undiscounted sum of rewards
     success: float  # at the last step
     score: float  # in [0, 1], at the last step
+
+
+def share_cores(size: str) -> None:
+    """Give small networks one torch thread on a CPU, unless OMP_NUM_THREADS says otherwise.
+
+    Their matrix products are too small to share: cores that wait for each other lose more than they gain, most of all
+    where other programs run. Planning uses all cores all the same, for different environments.
+    """
+    if size in ("XS", "S") and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def pick_device(name: str) -> torch.device:
@@ -241,7 +252,10 @@ def record(agent: newt.Agent, tasks: list[str], path: Path, seed: int = 0, step:
 def main(cfg: Eval) -> None:
     if cfg.episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {cfg.episodes}")
+    if cfg.json and not cfg.json.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {cfg.json}: there is no folder {cfg.json.parent}")
     agent, meta = newt.load(cfg.ckpt, pick_device(cfg.device), cfg.seed)
+    share_cores(agent.cfg.size)
     tasks = envs.select(cfg.tasks) if cfg.tasks else list(agent.tasks)
     missing = [name for name in tasks if name not in agent.tasks]
     if missing:

@@ -22,6 +22,7 @@ Test: pytest tests/test_newt.py tests/test_parity.py
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -455,7 +456,8 @@ def act(
     obs (B, O) padded; task (B,) long; warm (B, H, A): `.mean` of the previous result (zeros at first); first (B,) bool
     step: environment steps so far, for constrained planning.  use_planner=False: the policy prior's mean action, or a
     sample of it when exploring.  generator: default the agent's; pass one to leave training's random stream alone.
-    On a CPU environments are planned a few at a time: the activations of all of them together would leave the cache.
+    On a CPU a few environments are planned at a time: the activations of all of them together would leave the cache.
+    Groups run side by side on the cores that torch's own threads leave free (`share_cores` in eval.py).
     """
     cfg, generator = agent.cfg, generator or agent.generator
     tables = Task(agent.emb[task], agent.mask[task], torch.arange(len(task), device=obs.device))
@@ -469,22 +471,31 @@ def act(
     bins, settings = wm.make_bins(cfg.num_bins, device=obs.device), plan_settings(cfg)
     weight = planner.policy_weight(step, cfg.constraint_start, cfg.constraint_duration)
     num_q = agent.params["q.0.weight"].shape[0]
-    chunk = max(1, CPU_PLAN_ROWS // cfg.num_samples) if obs.device.type == "cpu" else len(task)
-    plans = []
-    for rows in torch.arange(len(task), device=obs.device).split(chunk):
+    noise = planner.draw_noise(settings, len(task), cfg.action_dim, num_q, generator)
+
+    @torch.no_grad()  # the mode is per thread
+    def plan_for(rows: Tensor) -> Plan:
         local = Task(tables.emb[rows], tables.mask[rows], torch.arange(len(rows), device=obs.device).unsqueeze(1))
-        noise = planner.draw_noise(settings, len(rows), cfg.action_dim, num_q, generator)
-        model = planner_model(agent.params, local, bins)
-        plans.append(
-            planner.plan(
-                model, z[rows], warm[rows], first[rows], local.mask, agent.discount[task[rows]], settings, noise,
-                weight, explore, cfg.elite,
-            )  # fmt: skip
-        )
-    return Plan(*(torch.cat(parts) for parts in zip(*plans, strict=True)))
+        own = planner.Noise(
+            noise.pi[rows], noise.sample[:, rows], noise.terminal[:, rows], noise.heads, noise.gumbel[rows],
+            noise.final[rows],
+        )  # fmt: skip
+        return planner.plan(
+            planner_model(agent.params, local, bins), z[rows], warm[rows], first[rows], local.mask,
+            agent.discount[task[rows]], settings, own, weight, explore, cfg.elite,
+        )  # fmt: skip
+
+    every = torch.arange(len(task), device=obs.device)
+    if obs.device.type != "cpu" or len(task) == 1:
+        return plan_for(every)
+    cores = max(1, CORES // torch.get_num_threads())
+    groups = every.split(max(1, min(CPU_PLAN_ROWS // cfg.num_samples, -(-len(task) // cores))))
+    return Plan(*(torch.cat(parts) for parts in zip(*_PLANNERS.map(plan_for, groups), strict=True)))
 
 
-CPU_PLAN_ROWS = 2048  # plans evaluated at once on a CPU
+CPU_PLAN_ROWS = 2048  # plans evaluated at once by a core
+CORES = os.cpu_count() or 1
+_PLANNERS = ThreadPoolExecutor(CORES)
 
 
 # ---------------------------------------------------------------- files

@@ -291,6 +291,7 @@ def main(cfg: Train) -> None:
     resumed = checkpoint.load(folder, device, sampler) if cfg.resume else None
     agent, state = resumed or (create_agent(cfg, tasks, device), checkpoint.State(phase="pretrain"))
     files = load_demos(cfg, tasks)
+    evaluation.share_cores(agent.cfg.size)
 
     # ---- say what will happen
     n = len(tasks) * cfg.envs_per_task

@@ -21,8 +21,8 @@ tests/data/parity.npz is a trimmed copy (the whole recording, 10 MB, agrees as w
 - Logits, gradients and updated parameters: every 97th element (`stride`) of each flattened tensor, the tensors of a
   part joined in sorted order; q_target only of the heads in `target_heads`, online_onlinetarget's q only of head 0.
 - Scalars of one kind are one array; the columns are named in the tests. Left out are scalars that follow from those
-  kept (means of the entropy, of log_std, ...) and interp.mean and .std (planning's init_mean and init_std show the
-  same). Planning, losses, batches and noise are complete.
+  kept (means of the entropy, of log_std, ...), interp.mean and .std (planning's init_mean and init_std show the
+  same), discount.fixture_tasks and lr.at_construction. Planning, losses, batches and noise are complete.
 """
 
 from dataclasses import replace
@@ -137,7 +137,8 @@ def test_math_log_std():
     params = {"pi.0.weight": torch.eye(2), "pi.0.bias": torch.zeros(2)}
     x = DATA["math.log_std.x"].unsqueeze(1)
     task = Task(torch.zeros(1, 0), torch.ones(1, 1), torch.tensor(0))
-    close(wm.pi(params, torch.cat((torch.zeros_like(x), x), 1), task, torch.zeros_like(x)).log_std[:, 0], "math.log_std")
+    policy = wm.pi(params, F.pad(x, (1, 0)), task, eps=torch.zeros_like(x))
+    close(policy.log_std[:, 0], "math.log_std")
 
 
 def test_math_rho():
@@ -262,9 +263,7 @@ MODEL_COLUMNS = ("loss/consistency", "loss/reward", "loss/value", "loss/model")
 def model_loss(td_target: str, phase: str) -> tuple[newt.Agent, Tensor, dict[str, Tensor]]:
     """zs, metrics, and an agent whose parameters carry the gradients of the model loss."""
     agent = make_agent(td_target=td_target)
-    loss, zs, metrics = newt.model_loss(
-        agent.cfg, agent.params, BATCH, TASK, agent.discount[BATCH.task], NOISE, phase
-    )
+    loss, zs, metrics = newt.model_loss(agent.cfg, agent.params, BATCH, TASK, agent.discount[BATCH.task], NOISE, phase)
     loss.backward()
     return agent, zs.detach(), metrics
 
@@ -320,8 +319,10 @@ def test_model_loss_per_step(prefix):
     rewards, values = wm.reward(PARAMS, zs[:3], action, TASK), wm.q(PARAMS, zs[:3], action, TASK)
     steps = torch.eye(3)
     z_next, td = DATA["losses.ema.encoded_next"], DATA[f"losses.{prefix}.td_target"]
-    close(torch.stack([newt.consistency_loss(zs[1:], z_next, rho)[0] for rho in steps]), "losses.ema.consistency_t")
-    close(torch.stack([newt.reward_loss(rewards, BATCH.reward, rho, BINS)[0] for rho in steps]), "losses.ema.reward_ce_t")
+    consistency = [newt.consistency_loss(zs[1:], z_next, rho)[0] for rho in steps]
+    close(torch.stack(consistency), "losses.ema.consistency_t")
+    reward = [newt.reward_loss(rewards, BATCH.reward, rho, BINS)[0] for rho in steps]
+    close(torch.stack(reward), "losses.ema.reward_ce_t")
     per_head = [[newt.value_loss(head.unsqueeze(0), td, rho, BINS)[0] for rho in steps] for head in values]
     close(torch.tensor(per_head), f"losses.{prefix}.value_ce_qt")
 
@@ -441,55 +442,73 @@ def plan_noise() -> planner.Noise:
     return planner.Noise(eps, x["eps_sample"], x["eps_terminal"], x["qidx"], gumbel, x["eps_final"])
 
 
+def policy_weight(step: str) -> float:
+    if step == "None":
+        return 0.0
+    return planner.policy_weight(int(step), CFG.constraint_start, CFG.constraint_duration)
+
+
 @pytest.fixture
-def recorder(monkeypatch):
-    """`newt.act` with the recorded noise; the plans and returns of every iteration are appended to the list."""
+def make_plan(monkeypatch):
+    """`planner.plan` for the recorded decision, and the (plans, returns) that each of its iterations looked at."""
     seen, plan_return = [], planner.plan_return
 
     def spy(model, z, actions, *rest):
         seen.append((actions, plan_return(model, z, actions, *rest)))
         return seen[-1][1]
 
+    def make(step: str, noise: planner.Noise, explore: bool = False) -> tuple[planner.Plan, list]:
+        agent, x = make_agent(), group("plan.in.")
+        task = Task(agent.emb, agent.mask, x["task"])
+        model = newt.planner_model(agent.params, task._replace(index=x["task"].unsqueeze(1)), BINS)
+        z, mask, discount = wm.encode(agent.params, x["obs"], task), agent.mask[x["task"]], agent.discount[x["task"]]
+        weight, settings = policy_weight(step), newt.plan_settings(CFG)
+        plan = planner.plan(model, z, x["prev_mean"], x["t0"], mask, discount, settings, noise, weight, explore)
+        return plan, seen
+
     monkeypatch.setattr(planner, "plan_return", spy)
-    monkeypatch.setattr(planner, "draw_noise", lambda *_: plan_noise())
-    return seen
-
-
-def act(step: str, explore: bool) -> planner.Plan:
-    x = group("plan.in.")
-    step = 10**12 if step == "None" else int(step)
-    return newt.act(make_agent(), x["obs"], x["task"], x["prev_mean"], x["t0"], step, explore)
+    return make
 
 
 @pytest.mark.parametrize("mode", ("eval", "train"))
 @pytest.mark.parametrize("step", PLAN_STEPS)
-def test_plan(recorder, step, mode):
-    plan = act(step, explore=mode == "train")
-    close(torch.stack([value for _, value in recorder]), f"plan.step{step}.values")
+def test_plan(make_plan, step, mode):
+    plan, seen = make_plan(step, plan_noise(), explore=mode == "train")
+    close(torch.stack([value for _, value in seen]), f"plan.step{step}.values")
     close(plan.mean, f"plan.step{step}.out_mean")
     close(plan.action, f"plan.step{step}.{mode}.action")
-    for i in (0, 5):
-        if step in ("None", "0"):
-            close(recorder[i][0], f"plan.step{step}.actions_iter{i}")
+    if step in ("None", "0"):
+        close(seen[0][0], f"plan.step{step}.actions_iter0")
+        close(seen[5][0], f"plan.step{step}.actions_iter5")
 
 
 @pytest.mark.parametrize("step", PLAN_STEPS[1:])
-def test_initial_gaussian(monkeypatch, recorder, step):
+def test_initial_gaussian(make_plan, step):
     """Noise 0 shows the mean, noise 1/2 / std towards 0 shows the standard deviation (in units of the recorded one)."""
     mean, std = DATA[f"plan.step{step}.init_mean"], DATA[f"plan.step{step}.init_std"]  # (B, H, A)
     towards_zero = torch.where(mean > 0, -0.5, 0.5)
-    sample = torch.zeros_like(plan_noise().sample)
-    sample[0, :, :, 1] = towards_zero / std
-    monkeypatch.setattr(planner, "draw_noise", lambda *_: plan_noise()._replace(sample=sample))
-    act(step, explore=False)
+    noise = torch.zeros_like(plan_noise().sample)
+    noise[0, :, :, 1] = towards_zero / std
+    _, seen = make_plan(step, plan_noise()._replace(sample=noise))
     mask = DATA["task.mask"][DATA["plan.in.task"]].unsqueeze(1)
-    plans = recorder[0][0][:, :, 4:]  # behind those of the policy
+    plans = seen[0][0][:, :, 4:]  # behind those of the policy
     close(plans[:, :, 0], f"plan.step{step}.init_mean")
     torch.testing.assert_close(plans[:, :, 1], (mean + towards_zero) * mask, rtol=1e-5, atol=1e-5)
 
 
-def test_policy_plans(recorder):
-    act("0", explore=False)
-    actions = recorder[0][0][:, :, :4]
+def test_policy_plans(make_plan):
+    _, seen = make_plan("0", plan_noise())
+    actions = seen[0][0][:, :, :4]
     close(actions.mean(2), "plan.pi_mean")
     close(actions.std(2).clamp(0.05, 2.0), "plan.pi_std")
+
+
+@pytest.mark.parametrize("mode", ("eval", "train"))
+@pytest.mark.parametrize("step", PLAN_STEPS[1:])
+def test_act(monkeypatch, step, mode):
+    """The same decision through `newt.act`, which may split the environments into groups."""
+    monkeypatch.setattr(planner, "draw_noise", lambda *_: plan_noise())
+    x = group("plan.in.")
+    plan = newt.act(make_agent(), x["obs"], x["task"], x["prev_mean"], x["t0"], int(step), explore=mode == "train")
+    close(plan.mean, f"plan.step{step}.out_mean")
+    close(plan.action, f"plan.step{step}.{mode}.action")

@@ -1,6 +1,6 @@
 """planner.py against its naive twin (naive.py), against the definitions, and copied alone into an empty folder.
 
-Run: pytest tests/test_planner.py        (about 20 s on one core)
+Run: pytest tests/test_planner.py        (about 15 s on one core)
 """
 
 import ast
@@ -41,7 +41,7 @@ def random_network(size, task_dim=4):
         elif name.endswith("bias"):
             params[name] = 0.3 * noise
         else:
-            params[name] = 2 * noise / value.shape[-1] ** 0.5
+            params[name] = (3.5 if name in ("reward.2.weight", "q.2.weight") else 2) * noise / value.shape[-1] ** 0.5
     return params
 
 
@@ -130,7 +130,7 @@ def test_plan_agrees_with_naive_where_returns_are_nan():
     fast, slow = case.model.reward, [model.reward for model in case.models]
 
     def spoil(a, value):
-        return torch.where(a[..., 0] > 0.4, torch.nan, value)
+        return torch.where((40 * a[..., 0]).sin() > 0.8, torch.nan, value)  # stripes too fine to be avoided
 
     case.model = case.model._replace(reward=lambda z, a: spoil(a, fast(z, a)))
     case.models = [
@@ -161,7 +161,8 @@ def test_environments_do_not_touch_each_other(environment):
 
 
 @pytest.mark.parametrize(
-    "step, want", [(0, 1), (1_999_999, 1), (2_000_000, 1), (7_000_000, 0.5), (10_000_000, 0.2), (12_000_000, 0), (10**8, 0)]
+    "step, want",
+    [(0, 1), (1_999_999, 1), (2_000_000, 1), (7_000_000, 0.5), (10_000_000, 0.2), (12_000_000, 0), (10**8, 0)],
 )
 def test_policy_weight_ends_at_start_plus_duration(step, want):
     assert planner.policy_weight(step, 2_000_000, 10_000_000) == pytest.approx(want)
@@ -183,7 +184,8 @@ def test_plan_return_by_hand():
     actions = torch.tensor([[2.0, 5.0], [4.0, 6.0]]).view(1, 2, 2, 1)  # two steps, two plans
     eps = torch.tensor([0.1, 0.2]).view(1, 2, 1)
     got = planner.plan_return(model, torch.zeros(1, 1, 1), actions, torch.tensor([0.5]), eps, torch.tensor([1, 2]))
-    torch.testing.assert_close(got, torch.tensor([[2 + 0.5 * 5 + 0.25 * (2 + 1 + 3), 5 + 0.5 * 7 + 0.25 * (2 + 2 + 3)]]))
+    want = torch.tensor([[2 + 0.5 * 5 + 0.25 * (2 + 1 + 3), 5 + 0.5 * 7 + 0.25 * (2 + 2 + 3)]])
+    torch.testing.assert_close(got, want)
 
 
 def test_policy_plans_by_hand():
@@ -250,7 +252,7 @@ def run(model, settings, batch=1, dims=2, z=None, mask=None, discount=0.9, seed=
 
 @pytest.mark.parametrize("start", [-1.0, 0.3, 0.8])
 def test_finds_the_optimum_of_a_linear_quadratic_problem(start):
-    """z' = z + a, reward -(z^2 + c a^2), value -z^2. The best first action is -k z, with k from the Riccati recursion."""
+    """z' = z + a, reward -(z^2 + c a^2), value -z^2: the best first action is -k z, k from the Riccati recursion."""
     c, gamma = 0.5, 0.8
     p = 1.0
     for _ in range(3):
@@ -258,11 +260,11 @@ def test_finds_the_optimum_of_a_linear_quadratic_problem(start):
         p = 1 + c * k**2 + gamma * p * (1 - k) ** 2
     model = toy(lambda z, a: -(z.square() + c * a.square()).sum(-1), value=lambda z: -z.square().sum(-1))
     z = torch.tensor([[start, -start]])
-    settings = Settings(iterations=12, std_min=0.01, temperature=50.0)
+    settings = Settings(iterations=12, std_min=0.01)
     got = run(model, settings, z=z, discount=gamma, explore=False, elite="mean")
-    torch.testing.assert_close(got.action, -k * z, rtol=0, atol=0.03)
+    torch.testing.assert_close(got.action, -k * z, rtol=0, atol=0.01)
     sampled = run(model, settings, z=z, discount=gamma, explore=False, elite="sample")
-    torch.testing.assert_close(sampled.action, -k * z, rtol=0, atol=0.08)
+    torch.testing.assert_close(sampled.action, -k * z, rtol=0, atol=0.04)
     expected = -(p * z.square()).sum().item()
     assert got.value.max().item() == pytest.approx(expected, abs=0.01)
     assert got.value.max() <= expected + 1e-5  # nothing is better than the optimum
@@ -455,7 +457,7 @@ assert all(importlib.util.find_spec(name) is None for name in ("world_model", "n
 goal = torch.tensor([0.25, -0.5])
 model = planner.Model(
     next=lambda z, a: z + a,
-    reward=lambda z, a: -100 * (a - goal).square().sum(-1),
+    reward=lambda z, a: -(a - goal).square().sum(-1),
     pi=lambda z, eps: torch.tanh(z + eps),
     q=lambda z, a, heads: 0 * z[..., 0],
 )

@@ -1,0 +1,158 @@
+"""eval.py: the same command gives the same numbers, from anywhere, with one file; tables; bad input.
+
+Run: pytest tests/test_eval.py        (about a minute on one core)
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import envs
+import eval as evaluation
+import language
+import newt
+from eval import Episode
+
+ROOT = Path(evaluation.__file__).parent
+TASKS = ["mw-reach", "mw-drawer-close"]
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory) -> Path:
+    """An untrained agent with a small planner."""
+    cfg = newt.Config(size="XS", num_samples=16, num_elites=4, num_pi=2, iterations=2)
+    rows = [envs.TASKS[name] for name in TASKS]
+    emb = language.embed([row.sentence for row in rows])
+    agent = newt.create(cfg, TASKS, emb, [row.action_dim for row in rows], [row.discount for row in rows], seed=3)
+    path = tmp_path_factory.mktemp("ckpt") / "agent.safetensors"
+    newt.save(path, agent, step=1234)
+    return path
+
+
+def run_eval(folder: Path, *args: str) -> subprocess.CompletedProcess:
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, ROOT / "eval.py", *args]
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
+
+
+def test_one_file_in_another_folder_and_the_same_numbers_twice(ckpt, tmp_path):
+    shutil.copy(ckpt, tmp_path / "only.safetensors")
+    args = ("--ckpt", "only.safetensors", "--episodes", "3", "--seed", "5", "--json", "out.json")
+    done = [run_eval(tmp_path, *args, "--workers", workers) for workers in ("1", "2")]
+    assert done[0].returncode == 0, done[0].stderr
+    assert done[0].stdout == done[1].stdout and "step 1234" in done[0].stdout
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert list(report["tasks"]) == TASKS and report["seed"] == 5
+    for name, episodes in report["tasks"].items():
+        assert len(episodes) == 3 and len({e["ret"] for e in episodes}) == 3  # each starts from its own state
+        mean = np.mean([e["ret"] for e in episodes])
+        assert re.search(rf"^{name} +{mean:.1f} ", done[0].stdout, re.M)
+
+
+def test_random_policy_is_what_a_plain_loop_gives(ckpt):
+    """Episode seeds and auto-reset leave the tasks as they are: returns agree with a loop over envs.make."""
+    from envs.vector import episode_seed
+
+    agent, _ = newt.load(ckpt)
+    played = evaluation.evaluate(agent, ["mw-reach"], 2, seed=7, policy="random", workers=1)["mw-reach"]
+    draws = np.random.default_rng(7).uniform(-1, 1, (100, 2, 16)).astype(np.float32)  # step, environment, action
+    for i in range(2):
+        env = envs.make("mw-reach")
+        env.reset(seed=episode_seed(7, i, 0))
+        steps = [env.step(draws[t, i, :4]) for t in range(100)]
+        np.testing.assert_allclose(played[i].ret, sum(np.float32(s[1]) for s in steps), rtol=1e-6)
+        assert (played[i].success, played[i].score) == (steps[-1][4]["success"], steps[-1][4]["score"])
+
+
+def test_many_episodes_come_in_rounds(ckpt, monkeypatch):
+    agent, _ = newt.load(ckpt)
+    monkeypatch.setattr(evaluation, "ENVS_AT_ONCE", 4)
+    played = evaluation.evaluate(agent, TASKS, 5, seed=0, policy="policy", workers=1)
+    assert {name: len(episodes) for name, episodes in played.items()} == dict.fromkeys(TASKS, 5)
+    assert len({e.ret for episodes in played.values() for e in episodes}) == 10
+
+
+def test_evaluation_leaves_training_alone(ckpt):
+    agent, _ = newt.load(ckpt)
+    state, params = agent.generator.get_state(), {k: v.clone() for k, v in agent.params.items()}
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    evaluation.evaluate(agent, ["mw-reach"], 1, workers=1)
+    assert torch.equal(agent.generator.get_state(), state) and torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(agent.params[k], v) for k, v in params.items())
+
+
+def test_summary_by_hand():
+    mean, half = evaluation.summarise([1.0, 2.0, 3.0, 4.0])
+    assert mean == 2.5 and half == pytest.approx(1.96 * (5 / 3) ** 0.5 / 2)
+    assert evaluation.summarise([7.0]) == (7.0, 0.0)
+
+
+def test_tables_by_hand():
+    results = {
+        "mw-reach": [Episode(10, 1, 1), Episode(30, 0, 0)],
+        "mw-push": [Episode(5, 1, 1)] * 2,
+        "walker-walk": [Episode(400, 0, 0.4)] * 2,
+    }
+    lines = {line.split()[0]: line for line in evaluation.table(results).splitlines() if line.split()}
+    assert lines["mw-reach"].split()[1] == "20.0" and "0.500" in lines["mw-reach"]
+    assert lines["metaworld"].split()[2:] == ["12.5", "0.750", "0.750"]
+    text = evaluation.table(results)
+    assert re.search(r"^mean of tasks .* 0\.633$", text, re.M)  # (0.5 + 1 + 0.4) / 3
+    assert re.search(r"^mean of suites .* 0\.575$", text, re.M)  # (0.75 + 0.4) / 2
+    stages = {"random": dict.fromkeys(results, [(0, 0, 0)]), "online": results}
+    text = evaluation.compare(stages)
+    assert re.search(r"^walker-walk +0\.000 +0\.400 +0\.0 +400\.0$", text, re.M)
+    assert re.search(r"^mean +0\.000 +0\.633$", text, re.M)
+    assert re.search(r"^success +0\.000 +0\.750 +\(mean over the 2 tasks", text, re.M)
+
+
+def test_curves(tmp_path):
+    lines = [{"step": 0, "eval/mw-reach/score": 0.0, "eval/score": 0.0}, {"step": 100, "train/mw-reach/score": 1.0},
+             {"step": 200, "eval/mw-reach/score": 1.0}]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evaluation.plot_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_video(ckpt, tmp_path):
+    import imageio.v2 as imageio
+
+    agent, _ = newt.load(ckpt)
+    try:
+        evaluation.record(agent, TASKS, tmp_path / "grid.mp4", planner=False)
+    except RuntimeError as error:
+        pytest.skip(f"no OpenGL here: {error}")
+    frames = imageio.mimread(tmp_path / "grid.mp4", memtest=False)
+    assert len(frames) == 100 and frames[0].shape == (112, 224, 3)  # two tasks side by side, half size
+    assert np.ptp(frames[0][:, :112]) > 50 and np.ptp(frames[0][:, 112:]) > 50  # both halves show something
+    assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 0.5  # and something moves
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ("--ckpt nowhere.safetensors", "no checkpoint at nowhere.safetensors"),
+        ("--ckpt half.safetensors", "not a complete safetensors file"),
+        ("--ckpt good.safetensors --tasks mw-push", "was not trained on mw-push"),
+        ("--ckpt good.safetensors --tasks mw-pusch", "did you mean mw-push"),
+        ("--ckpt good.safetensors --episodes 0", "episodes must be at least 1"),
+        ("--ckpt good.safetensors --json missing/out.json", "missing"),
+    ],
+)
+def test_bad_input(args, message, ckpt, tmp_path):
+    good = ckpt.read_bytes()
+    (tmp_path / "good.safetensors").write_bytes(good)
+    (tmp_path / "half.safetensors").write_bytes(good[: len(good) // 2])
+    done = run_eval(tmp_path, *args.split())
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout, done.stderr
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["good.safetensors", "half.safetensors"]

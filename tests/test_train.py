@@ -1,0 +1,266 @@
+"""train.py end to end on one short task: everything it writes, kill -9 and resume, finetuning, bad input.
+
+Run: pytest tests/test_train.py        (about two minutes on one core)
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import checkpoint
+import envs
+import eval as evaluation
+import newt
+import train
+
+ROOT = Path(train.__file__).parent
+SMALL = (
+    "--preset laptop --tasks mw-reach --demo-episodes 2 --pretrain-updates 6 --checkpoint-updates 4 --steps 320 "
+    "--seed-episodes 1 --eval-every 100 --eval-episodes 1 --final-episodes 2 --log-every 2 --utd 0.1 --batch-size 16 "
+    "--num-samples 16 --num-elites 4 --num-pi 2 --iterations 2 --buffer-steps 450 --workers 1"
+).split()
+
+# Any attempt to reach a machine is recorded and fails as it does without a network.
+NO_NETWORK = """
+import os, socket
+real = socket.socket.connect
+def connect(self, address):
+    if self.family == getattr(socket, "AF_UNIX", None):
+        return real(self, address)
+    open(os.environ["ATTEMPTS"], "a").write(f"{address}\\n")
+    raise OSError(101, "Network is unreachable")
+socket.socket.connect = socket.socket.connect_ex = connect
+"""
+
+
+def command(folder: Path, *args: str) -> dict:
+    """Arguments for Popen: train.py with an empty home folder, no display, and a network that cannot be reached."""
+    (folder / "home").mkdir(parents=True, exist_ok=True)
+    (folder / "site").mkdir(exist_ok=True)
+    (folder / "site" / "sitecustomize.py").write_text(NO_NETWORK)
+    environ = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "WANDB_API_KEY")}
+    environ |= {"HOME": str(folder / "home"), "PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1"}
+    environ |= {"ATTEMPTS": str(folder / "attempts"), "CUDA_VISIBLE_DEVICES": ""}
+    return {"args": [sys.executable, ROOT / "train.py", *args], "cwd": folder, "env": environ, "text": True}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A whole run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, subprocess.run(**command(folder, *SMALL, "--run", "whole"), capture_output=True)
+
+
+def test_needs_no_network_home_display_or_gpu(finished):
+    folder, done = finished
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "attempts").exists(), (folder / "attempts").read_text()
+
+
+def test_files_of_a_run(finished):
+    folder, done = finished
+    run = folder / "whole"
+    # Episodes of 100 steps; evaluations after 100, 200, 300 steps and at the end; the newest two checkpoints are kept.
+    assert [p.name for p in checkpoint.complete(run)] == ["300", "320"]
+    assert json.loads((run / "config.json").read_text())["agent"]["batch_size"] == 16
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line["step"] for line in lines if "eval/mw-reach/score" in line]
+    assert evaluated == [0, 0, 100, 200, 300, 320]  # random, after pretraining, three on the way, final
+    assert [line["step"] for line in lines if "train/mw-reach/return" in line] == [100, 200, 300]
+    # 0.1 updates per step, none in the first episode
+    assert max(line["train/updates"] for line in lines if "train/updates" in line) == 22
+    assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert list(run.glob("events.out.tfevents*"))
+    assert (run / "agent.safetensors").read_bytes() == (run / "checkpoints/320/agent.safetensors").read_bytes()
+    assert (run / "videos/final.mp4").is_file() or "no video:" in done.stderr
+
+
+def test_prints_settings_and_table(finished):
+    _, done = finished
+    assert "num_samples          16" in done.stdout and "seed_episodes        1" in done.stdout
+    table = done.stdout[done.stdout.index("score (0 to 1)") :].splitlines()
+    assert table[1].split() == ["task", *["random", "pretrained", "online"] * 2]
+    assert table[2].split()[0] == "mw-reach" and len(table[2].split()) == 7
+    assert "it/s" in done.stderr or "update/s" in done.stderr  # tqdm bars
+
+
+def test_killed_run_resumes_bit_for_bit(finished, tmp_path):
+    whole = finished[0] / "whole"
+    for moment in ("pretrain-4", "200"):  # in pretraining, and online after a few evaluations
+        folder = tmp_path / moment
+        process = subprocess.Popen(**command(folder, *SMALL, "--run", "cut"), stdout=-3, stderr=-3)
+        run = folder / "cut"
+        while not (run / "checkpoints" / moment).exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.3)  # somewhere in what follows
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+        # A checkpoint that was being written when the power went is invisible.
+        (run / "checkpoints" / ".999").mkdir()
+        done = subprocess.run(**command(folder, "--resume", "cut"), capture_output=True)
+        assert done.returncode == 0, done.stderr
+        for name in ("agent.safetensors", "checkpoints/320/state.safetensors"):
+            ours, theirs = load_file(run / name), load_file(whole / name)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours), (moment, name)
+        plain = [
+            [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
+             for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (run, whole)
+        ]  # fmt: skip
+        assert plain[0] == plain[1]
+
+
+def test_workers_do_not_outlive_a_kill(finished, tmp_path):
+    process = subprocess.Popen(**command(tmp_path, *SMALL, "--run", "cut"), stdout=-3, stderr=-3)
+    children = set()
+    while not children and process.poll() is None:
+        time.sleep(0.05)
+        children = set(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+if not sys.platform.startswith("linux"):
+    del test_workers_do_not_outlive_a_kill  # it looks into /proc
+
+
+def test_finetuning_keeps_the_network_and_changes_the_tasks(finished):
+    source = finished[0] / "whole" / "agent.safetensors"
+    cfg = train.parse([*SMALL, "--tasks", "mw-push,mw-drawer-open", "--ckpt", str(source), "--size", "S"])
+    agent = train.create_agent(cfg, ["mw-push", "mw-drawer-open"], torch.device("cpu"))
+    saved, _ = newt.load(source)
+    assert agent.cfg.size == "XS" and agent.tasks == ("mw-push", "mw-drawer-open")
+    assert all(torch.equal(agent.params[name], value) for name, value in saved.params.items())
+    assert agent.q_scale == saved.q_scale and not agent.model_optim.state
+    assert not torch.allclose(agent.emb[0], saved.emb[0])
+
+
+def test_instruction_is_what_the_agent_hears():
+    cfg = train.parse([*SMALL, "--instruction", "Bring the hand to the goal"])
+    agent = train.create_agent(cfg, ["mw-reach"], torch.device("cpu"))
+    body = envs.TASKS["mw-reach"].embodiment
+    torch.testing.assert_close(agent.emb, train.language.embed([f"{body}. Bring the hand to the goal."]))
+
+
+def test_presets(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert train.parse([]) == replace(train.LAPTOP)
+    assert train.parse(["--preset", "published"]).agent == newt.Config()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert train.parse([]).agent == newt.Config()
+    assert train.parse(["--preset=laptop", "--horizon", "4"]).agent == replace(train.LAPTOP.agent, horizon=4)
+
+
+def test_published_numbers():
+    """The schedule of the paper for 200 tasks: 100M steps, 0.075 updates per step, evaluation every 20 * 500 steps."""
+    cfg = train.PRESETS["published"]
+    assert cfg.steps * 200 == 100_000_000 and cfg.utd == 0.075 and cfg.eval_every == 20 * 500
+    assert (cfg.pretrain_updates, cfg.buffer_steps, cfg.seed_episodes) == (200_000, 10_000_000, 5)
+    assert (cfg.sampling, cfg.eval_episodes, cfg.agent.batch_size) == ("episode", 2, 1024)
+
+
+# ---- bad input: one line on stderr, exit code 2, nothing overwritten
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def files(finished, tmp_path_factory) -> Path:
+    """A folder with a good checkpoint, three bad ones, a run and a folder that is none."""
+    folder = tmp_path_factory.mktemp("bad")
+    good = (finished[0] / "whole" / "agent.safetensors").read_bytes()
+    (folder / "good.safetensors").write_bytes(good)
+    (folder / "truncated.safetensors").write_bytes(good[: len(good) // 2])
+    (folder / "text.safetensors").write_bytes(b"not a checkpoint at all")
+    (folder / "foreign.safetensors").write_bytes((ROOT / "tests/data").glob("*.safetensors").__next__().read_bytes())
+    (folder / "old").mkdir()
+    (folder / "old" / "config.json").write_text("{}")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "thesis.tex").write_text("precious")
+    return folder
+
+
+BAD = {
+    "unknown task": ("--tasks mw-reech", "mw-reach"),
+    "no task": ("--tasks ,", "no task"),
+    "batch": ("--batch-size 0", "batch_size must be at least 1"),
+    "horizon": ("--horizon 0", "horizon must be at least 1"),
+    "samples": ("--num-samples 0", "num_samples must be at least 1"),
+    "steps": ("--steps 0", "steps must be at least 1"),
+    "environments": ("--envs-per-task -3", "envs_per_task must be at least 1"),
+    "obs_dim": ("--obs-dim 20", "obs_dim is 20, these tasks need 39"),
+    "long horizon": ("--horizon 101", "horizon 101 is longer"),
+    "two instructions": ("--tasks mw-reach,mw-push --instruction Push", "single task"),
+    "no checkpoint": ("--ckpt nowhere.safetensors", "no checkpoint at nowhere.safetensors"),
+    "truncated": ("--ckpt truncated.safetensors", "not a complete safetensors file"),
+    "text": ("--ckpt text.safetensors", "not a complete safetensors file"),
+    "foreign": ("--ckpt foreign.safetensors", "not a Newt checkpoint"),
+    "run exists": ("--run old", "--resume old continues it"),
+    "not a run": ("--run mine --overwrite", "not a run"),
+    "nothing to resume": ("--resume mine", "no run to resume"),
+    "no demonstrations": ("--tasks mw-reach,mw-push --demos good_intentions", "mw-reach, mw-push"),
+    "memory": ("--buffer-steps 10000000000000", "GB are free"),
+    "small buffer": ("--buffer-steps 100", "cannot hold one episode"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name, files, monkeypatch, capsys):
+    args, message = BAD[name]
+    monkeypatch.chdir(files)
+    before = snapshot(files)
+    small = [] if "--resume" in args else SMALL
+    with pytest.raises(SystemExit) as stopped:
+        evaluation.run(lambda: train.main(train.parse([*small, "--demos", "none", "--run", "new", *args.split()]))
+                       if small else train.main(train.parse(args.split())))  # fmt: skip
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert message in err and err.count("\n") == 1 and not out, err
+    assert snapshot(files) == before
+
+
+def test_resume_does_not_change_settings(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished[0])
+    before = snapshot(finished[0] / "whole")
+    with pytest.raises(SystemExit) as stopped:
+        evaluation.run(lambda: train.main(train.parse(["--resume", "whole", "--utd", "0.5"])))
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and "can't change utd" in err and err.count("\n") == 1
+    assert snapshot(finished[0] / "whole") == before
+
+
+def test_command_line_exit_code(tmp_path):
+    done = subprocess.run(**command(tmp_path, "--tasks", "mw-reech"), capture_output=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: unknown task")
+
+
+def test_weights_that_are_not_numbers_stop_the_run(finished):
+    with pytest.raises(RuntimeError, match="not finite at step 7; the last checkpoint is kept"):
+        train.require_finite({"loss/model": torch.tensor(float("nan"))}, "step 7")
+
+
+def test_estimate_grows_with_the_work():
+    cfg = train.parse([*SMALL])
+    agent = train.create_agent(cfg, ["mw-reach"], torch.device("cpu"))
+    few, many = (replace(cfg, steps=steps) for steps in (1000, 10_000))
+    ratio = [train.estimate(agent, many) / train.estimate(agent, few) for _ in range(5)]
+    assert 5 < np.median(ratio) < 20
+    assert (train.describe(0.5), train.describe(30), train.describe(100)) == ("30 minutes", "30 hours", "4 days")
+    assert train.describe(24 * 70) == "10 weeks"
