@@ -24,7 +24,7 @@ import json
 import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -108,7 +108,7 @@ def make(task: str, episodes: int, path: Path, seed: int = 0) -> None:
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
-    if envs.TASKS[task].domain not in SOURCES:
+    if task not in envs.TASKS or envs.TASKS[task].domain not in SOURCES:
         raise ValueError(f"no source of demonstrations for {task}; suites with one: {', '.join(SOURCES)}")
     from metaworld.policies import ENV_POLICY_MAP
 
@@ -136,10 +136,13 @@ def make(task: str, episodes: int, path: Path, seed: int = 0) -> None:
             "wanted": episodes, "tried": len(tried), "seed": seed, "packages": packages}  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    save_file(arrays, temporary, {"newt_demos": json.dumps(meta)})
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        save_file(arrays, temporary, {"newt_demos": json.dumps(meta)})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # still there only if one of these failed
 
 
 def load(path: Path, task: str) -> Demos:
@@ -149,22 +152,32 @@ def load(path: Path, task: str) -> Demos:
     wrong shapes, or NaN anywhere but in the first rows.
     """
     path = Path(path)
+    if task not in envs.TASKS:
+        raise ValueError(f"unknown task {task!r} for {path}; all names are in envs/tasks.csv")
     if not path.is_file():
         raise FileNotFoundError(f"no demonstrations of {task} at {path}; make them with `python demos.py make`")
     try:
         with safetensors.safe_open(path, "np") as file:
-            meta = json.loads((file.metadata() or {}).get("newt_demos", "null"))
+            text = (file.metadata() or {}).get("newt_demos", "null")
             arrays = {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error})") from error
-    if meta is None:
-        raise ValueError(f"{path} holds no demonstrations (no 'newt_demos' in its header)")
+    try:
+        meta = json.loads(text)
+    except json.JSONDecodeError:
+        meta = None
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path} holds no demonstrations (no readable 'newt_demos' in its header)")
     if (meta.get("version"), meta.get("task")) != (FORMAT_VERSION, task):
         found = f"format {meta.get('version')} of {meta.get('task')}"
         raise ValueError(f"{path} is {found}, expected is format {FORMAT_VERSION} of {task}")
     names = ("obs", "action", "reward", "episode_start", "return", "success", "score", "seed")
     if set(names) != set(arrays):
         raise ValueError(f"{path} lacks or has other arrays than {', '.join(names)}")
+    dtypes = {name: arrays[name].dtype == ("i8" if name in ("episode_start", "seed") else "f4") for name in names}
+    flat = all(arrays[name].ndim == (2 if name in ("obs", "action") else 1) for name in names)
+    if not (flat and all(dtypes.values())):
+        raise ValueError(f"{path}: arrays of another shape or type than the format's")
     demos = Demos(*(arrays[name] for name in names), meta)
     row, n, start = envs.TASKS[task], len(demos.obs), demos.episode_start
     shapes = {"obs": (n, row.obs_dim), "action": (n, row.action_dim), "reward": (n,)}
@@ -193,10 +206,13 @@ def make_all(tasks: list[str], episodes: int, folder: Path, seed: int = 0, worke
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     with pool, tqdm(total=len(todo), desc="demos", unit="task") as bar:
         with light_spawn():
-            futures = [pool.submit(make, *args) for args in todo]
+            futures = {pool.submit(make, *args): args[0] for args in todo}
         try:
             for future in as_completed(futures):
-                future.result()
+                try:
+                    future.result()
+                except (OSError, safetensors.SafetensorError, BrokenExecutor) as error:  # no folder, full disk, killed
+                    raise ValueError(f"demonstrations of {futures[future]} cannot be made: {error}") from error
                 bar.update()
         except BaseException:
             pool.shutdown(cancel_futures=True)

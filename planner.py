@@ -150,14 +150,18 @@ def plan(
     z         (B, Z)     latent of the current observation
     warm      (B, H, A)  `Plan.mean` of the previous decision; ignored where `first`
     first     (B,)       bool, True at an episode's first step
-    mask      (B, A)     1 for real action dimensions; masked ones are 0 in the result
+    mask      (B, A)     1 for real action dimensions; the others are 0 in the result, given that `model.pi` masks too
     discount  (B,)       per agent step
     policy_weight        share of the policy plans' statistics in the initial Gaussian (constrained planning)
     explore              add Gaussian noise with the final std to the action
     elite                "sample": a score-weighted random elite's first action (published, also in evaluation);
                          "mean": the fitted mean's first action
+    Raises ValueError: warm start of another shape; a policy weight with fewer than two policy plans to take a std of.
     """
-    assert warm.shape == (z.shape[0], settings.horizon, mask.shape[1]), f"warm start has shape {tuple(warm.shape)}"
+    if warm.shape != (z.shape[0], settings.horizon, mask.shape[1]):
+        raise ValueError(f"warm must be {(z.shape[0], settings.horizon, mask.shape[1])}, got {tuple(warm.shape)}")
+    if policy_weight > 0 and settings.num_pi < 2:
+        raise ValueError(f"constrained planning needs num_pi of at least 2, got {settings.num_pi}")
     z, mask_h = z.unsqueeze(1), mask.unsqueeze(1)  # (B, 1, Z), (B, 1, A)
     pi_actions = policy_plans(model, z, noise.pi)  # (B, H, P, A)
 

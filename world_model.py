@@ -258,7 +258,8 @@ def q(params: Params, z: Tensor, action: Tensor, task: Task, heads: Tensor | Non
     hidden = _first_layer(flat, part, z, action, task)  # (..., Q*D)
     lead = hidden.shape[:-1]
     hidden = hidden.reshape(-1, *bias.shape).transpose(0, 1)  # (Q, M, D)
-    return _mlp(params, part, hidden).unflatten(1, lead)
+    logits = _mlp(params, part, hidden)
+    return logits.reshape(len(logits), *lead, logits.shape[-1])  # unflatten refuses an empty lead
 
 
 # ---------------------------------------------------------------- parameters

@@ -1,6 +1,6 @@
 """Newt against numbers recorded from the published implementation: networks, losses, gradients, updates, plans.
 
-Run: pytest tests/test_parity.py        (about 3 s on one core)
+Run: pytest tests/test_parity.py        (about 5 s on one core)
 
 The recording: github newt, commit 75def92, CPU, float32, one thread, every random draw replaced by a stored array.
 Sizes: T = H = 3 steps, B = 8, obs 16, action 5 (the four tasks have 5, 3, 2, 1 real dims), task embedding 24,
