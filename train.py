@@ -127,8 +127,8 @@ LAPTOP = Train(
         iterations=4,
     ),
 )
-# With neither demonstrations nor a checkpoint there is no good policy to stay near. Imitating the batch would mean one's
-# own past, and plans around an untrained policy would explore little: walker-walk got 266 and 65 so, 900 without both.
+# With neither demonstrations nor a checkpoint there is no good policy to stay near. Imitating the batch would mean
+# imitating oneself, and plans around an untrained policy explore little: with both, walker-walk learns almost nothing.
 FROM_SCRATCH = replace(
     LAPTOP,
     demos="none",
