@@ -152,5 +152,5 @@ def load(folder: Path, device: torch.device, sampler: torch.Generator) -> tuple[
     for name, tensor in tensors.items():
         key, _, entry = name.rpartition("/")
         optim, value = targets[key]
-        optim.state[value][entry] = tensor.to(device)
+        optim.state[value][entry] = tensor.to(device).clone()  # a copy: the file's own memory may be unaligned
     return agent, state

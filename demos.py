@@ -24,6 +24,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -193,6 +194,12 @@ def load(path: Path, task: str) -> Demos:
     return demos
 
 
+def _end_with_parent() -> None:
+    """Run in each process of the pool: one whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def make_all(tasks: list[str], episodes: int, folder: Path, seed: int = 0, workers: int | None = None) -> None:
     """Make the files that are missing or were made for fewer episodes, in a few processes. Others stay as they are."""
     todo = []
@@ -203,7 +210,7 @@ def make_all(tasks: list[str], episodes: int, folder: Path, seed: int = 0, worke
     if not todo:
         return
     workers = min(len(todo), workers or os.cpu_count() or 1)
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
     with pool, tqdm(total=len(todo), desc="demos", unit="task") as bar:
         with light_spawn():
             futures = {pool.submit(make, *args): args[0] for args in todo}

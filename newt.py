@@ -176,9 +176,10 @@ def create(
         params = wm.init(
             wm.SIZES[cfg.size], cfg.obs_dim, cfg.action_dim, cfg.task_dim, cfg.num_bins, init_generator
         )
+    # Sorted, as files are: the order in which gradient norms are summed must not depend on where parameters came from.
     params = {
         name: value.detach().to(device).clone().requires_grad_(not name.startswith("q_target."))
-        for name, value in params.items()
+        for name, value in sorted(params.items())
     }
     groups = {part: [v for k, v in params.items() if k.startswith(f"{part}.")] for part in PARTS}
     model_optim = torch.optim.Adam(
