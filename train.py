@@ -40,7 +40,8 @@ from envs.vector import VectorEnv
 from newt import Config
 
 STARTER = (
-    "mw-reach,mw-button-press,mw-door-open,mw-drawer-close,mw-window-open,mw-plate-slide,cartpole-swingup,reacher-easy"
+    "mw-button-press,mw-coffee-button,mw-door-open,mw-drawer-close,mw-faucet-open,mw-window-open,"
+    "cartpole-balance,walker-stand"
 )
 
 
@@ -125,6 +126,7 @@ LAPTOP = Train(
         num_elites=16,
         num_pi=8,
         iterations=4,
+        std_min=0.03,
     ),
 )
 # With neither demonstrations nor a checkpoint there is no good policy to stay near. Imitating the batch would mean
