@@ -190,22 +190,20 @@ def check(cfg: Train, tasks: list[str]) -> None:
         raise ValueError(f"the buffer needs {needed:.1f} GB, {free:.1f} GB are free; lower --buffer-steps")
 
 
-def load_demos(cfg: Train, tasks: list[str]) -> dict[str, demos.Demos]:
-    """Demonstrations of the tasks that have some; made first where `--demos auto` finds none."""
+def demo_files(cfg: Train, tasks: list[str]) -> dict[str, Path]:
+    """Where the demonstrations of each task are, or will be made. FileNotFoundError if a given folder lacks some."""
     if cfg.demos == "none":
         return {}
-    folder = Path("demos" if cfg.demos == "auto" else cfg.demos)
-    names = tasks
     if cfg.demos == "auto":
-        names = [name for name in tasks if envs.TASKS[name].domain in demos.SOURCES]
-        demos.make_all(names, cfg.demo_episodes, folder, cfg.seed, cfg.workers or None)
-    missing = [name for name in names if not (folder / f"{name}.safetensors").is_file()]
+        return {name: Path(f"demos/{name}.safetensors") for name in tasks if envs.TASKS[name].domain in demos.SOURCES}
+    paths = {name: Path(cfg.demos) / f"{name}.safetensors" for name in tasks}
+    missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"no demonstrations in {folder} for {', '.join(missing)}; make them with `python demos.py make`, "
+            f"no demonstrations in {cfg.demos} for {', '.join(missing)}; make them with `python demos.py make`, "
             "or use --demos auto or none"
         )
-    return {name: demos.load(folder / f"{name}.safetensors", name) for name in names}
+    return paths
 
 
 def fill(buffer: Buffer, files: dict[str, demos.Demos], tasks: list[str], episodes: int) -> None:
@@ -300,7 +298,7 @@ def main(cfg: Train) -> None:
     sampler = torch.Generator().manual_seed(cfg.seed + 1)
     resumed = checkpoint.load(folder, device, sampler) if cfg.resume else None
     agent, state = resumed or (create_agent(cfg, tasks, device), checkpoint.State(phase="pretrain"))
-    files = load_demos(cfg, tasks)
+    paths = demo_files(cfg, tasks)
     evaluation.share_cores(agent.cfg.size)
 
     # ---- say what will happen
@@ -316,7 +314,10 @@ def main(cfg: Train) -> None:
         weeks = describe(estimate(create_agent(full, tasks, device), full))
         print(f"(preset laptop; the published preset would take about {weeks} here: use a GPU for that)")
 
-    # ---- replay and log; a resumed run goes on from its newest checkpoint
+    # ---- demonstrations, replay, log; a resumed run goes on from its newest checkpoint
+    if cfg.demos == "auto":
+        demos.make_all(list(paths), cfg.demo_episodes, Path("demos"), cfg.seed, cfg.workers or None)
+    files = {name: demos.load(path, name) for name, path in paths.items()}
     longest = max(envs.TASKS[name].episode_length for name in tasks)
     online = Buffer(cfg.buffer_steps, agent.cfg.obs_dim, agent.cfg.action_dim)
     demo = None
