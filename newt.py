@@ -85,7 +85,7 @@ class Config:
     bc_coef: float = 1.0
     """weight of imitating the batch's actions in pretraining"""
     online_bc_coef: float = 1.0
-    """weight of imitating the batch's actions online; from scratch that is one's own past, and holds learning back"""
+    """weight of imitating the batch's actions online, in guided tasks"""
     entropy_coef: float = 1e-4
     """weight of the policy's entropy bonus"""
 
@@ -106,7 +106,7 @@ class Config:
     elite: Literal["sample", "mean"] = "sample"
     """which action a decision executes: a weighted random elite's (published) or the Gaussian's mean"""
     constraint_start: int = 2_000_000
-    """until this many environment steps the initial Gaussian is the policy's (constrained planning)"""
+    """until this many environment steps the initial Gaussian is the policy's (constrained planning), in guided tasks"""
     constraint_duration: int = 10_000_000
     """environment steps over which that pull goes from 1 to 0"""
 
@@ -138,6 +138,7 @@ class Agent:
     emb: Tensor  # (S, G) frozen sentence embeddings
     mask: Tensor  # (S, A) 1 for the real action dims of each task
     discount: Tensor  # (S,) per agent step
+    guided: Tensor  # (S,) 1: hold on to the policy online, by imitation and constrained planning (published: all tasks)
     params: Params
     model_optim: torch.optim.Optimizer  # every part; the policy moves through it in pretraining only
     pi_optim: torch.optim.Optimizer  # the policy alone, online
@@ -160,10 +161,11 @@ def create(
     device: str | torch.device = "cpu",
     params: Params | None = None,
     q_scale: float = 1.0,
+    guided: list[bool] | None = None,
 ) -> Agent:
     """A fresh agent, or one around given parameters (finetuning: new tasks, new embeddings, cold optimisers).
 
-    emb (S, G); action_dims, discounts: one per task. Raises ValueError for sizes that do not fit together.
+    emb (S, G); action_dims, discounts, guided: one per task. Raises ValueError for sizes that do not fit together.
     """
     check(cfg)
     if emb.shape != (len(tasks), cfg.task_dim):
@@ -194,6 +196,7 @@ def create(
         emb=emb.detach().float().to(device),
         mask=mask.to(device),
         discount=torch.tensor(discounts, dtype=torch.float32, device=device),
+        guided=torch.tensor(guided or [True] * len(tasks), dtype=torch.float32, device=device),
         params=params,
         model_optim=model_optim,
         pi_optim=torch.optim.Adam(groups["pi"], lr=cfg.lr, eps=1e-5, fused=True),
@@ -300,11 +303,12 @@ def policy_loss(
     rho: Tensor,
     bins: Tensor,
     entropy_coef: float,
-    bc_coef: float = 1.0,
+    bc_coef: float | Tensor = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Online: maximise Q and entropy while staying near the batch's actions.
 
-    zs (H+1, B, Z) detached latents; action (H, B, A); eps (H+1, B, A); heads (2,): mean of two random heads.
+    zs (H+1, B, Z) detached latents; action (H, B, A); eps (H+1, B, A); heads (2,): mean of two random heads;
+    bc_coef: also one per sample, (B,).
     Q's parameters get no gradient: they are detached here. metrics["q"] (B,) is the unscaled value at t=0.
     """
     policy = wm.pi(params, zs, task, eps)
@@ -410,7 +414,7 @@ def update(agent: Agent, batch: Batch, phase: Phase, noise: UpdateNoise | None =
         bins = wm.make_bins(cfg.num_bins, device=batch.obs.device)
         loss, pi_metrics = policy_loss(
             params, zs.detach(), batch.action, task, noise.eps_pi, noise.heads_pi, agent.q_scale, rho, bins,
-            cfg.entropy_coef, cfg.online_bc_coef,
+            cfg.entropy_coef, cfg.online_bc_coef * agent.guided[batch.task],
         )  # fmt: skip
         agent.pi_optim.zero_grad(set_to_none=True)
         loss.backward()
@@ -470,7 +474,7 @@ def act(
         action = wm.pi(agent.params, z, tables, eps).action
         return Plan(action, torch.zeros_like(warm), torch.zeros_like(warm), action.new_zeros(len(task), 1))
     bins, settings = wm.make_bins(cfg.num_bins, device=obs.device), plan_settings(cfg)
-    weight = planner.policy_weight(step, cfg.constraint_start, cfg.constraint_duration)
+    weight = planner.policy_weight(step, cfg.constraint_start, cfg.constraint_duration) * agent.guided[task]
     num_q = agent.params["q.0.weight"].shape[0]
     noise = planner.draw_noise(settings, len(task), cfg.action_dim, num_q, generator)
 
@@ -483,7 +487,7 @@ def act(
         )  # fmt: skip
         return planner.plan(
             planner_model(agent.params, local, bins), z[rows], warm[rows], first[rows], local.mask,
-            agent.discount[task[rows]], settings, own, weight, explore, cfg.elite,
+            agent.discount[task[rows]], settings, own, weight[rows], explore, cfg.elite,
         )  # fmt: skip
 
     every = torch.arange(len(task), device=obs.device)
@@ -515,7 +519,8 @@ def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
 
 def save(path: Path, agent: Agent, step: int = 0, extra: dict | None = None) -> None:
     """Write weights, target, task tables and everything eval.py needs as one self-describing safetensors file."""
-    tables = {"task_emb": agent.emb, "action_mask": agent.mask, "discount": agent.discount, "q_scale": agent.q_scale}
+    names = {"task_emb": "emb", "action_mask": "mask", "discount": "discount", "guided": "guided", "q_scale": "q_scale"}
+    tables = {name: getattr(agent, field) for name, field in names.items()}
     meta = {"version": FORMAT_VERSION, "config": asdict(agent.cfg), "tasks": agent.tasks, "step": step, **(extra or {})}
     write_atomically(path, agent.params | tables, {"newt": json.dumps(meta)})
 
@@ -543,12 +548,14 @@ def load(path: Path, device: str | torch.device = "cpu", seed: int = 0) -> tuple
     if unknown:
         raise ValueError(f"{path} and this program differ in the settings they know: {', '.join(sorted(unknown))}")
     cfg = Config(**meta["config"])
-    emb, mask, discount, scale = (tensors.pop(k, None) for k in ("task_emb", "action_mask", "discount", "q_scale"))
+    tables = [tensors.pop(name, None) for name in ("task_emb", "action_mask", "discount", "guided", "q_scale")]
     expected = wm.init(wm.SIZES[cfg.size], cfg.obs_dim, cfg.action_dim, cfg.task_dim, cfg.num_bins)
     wrong = [k for k in expected if k not in tensors or tensors[k].shape != expected[k].shape]
-    if wrong or emb is None or mask is None or discount is None or scale is None or len(tensors) != len(expected):
+    if wrong or any(table is None for table in tables) or len(tensors) != len(expected):
         raise ValueError(f"{path} does not hold the tensors that its own header describes: {', '.join(wrong[:3])}")
+    emb, mask, discount, guided, q_scale = tables
+    dims = [int(n) for n in mask.sum(1)]
     agent = create(
-        cfg, meta["tasks"], emb, [int(n) for n in mask.sum(1)], discount.tolist(), seed, device, tensors, float(scale)
+        cfg, meta["tasks"], emb, dims, discount.tolist(), seed, device, tensors, float(q_scale), guided.bool().tolist()
     )
     return agent, meta

@@ -141,7 +141,7 @@ def plan(
     discount: Tensor,
     settings: Settings,
     noise: Noise,
-    policy_weight: float = 0.0,
+    policy_weight: float | Tensor = 0.0,
     explore: bool = True,
     elite: str = "sample",
 ) -> Plan:
@@ -152,7 +152,7 @@ def plan(
     first     (B,)       bool, True at an episode's first step
     mask      (B, A)     1 for real action dimensions; the others are 0 in the result, given that `model.pi` masks too
     discount  (B,)       per agent step
-    policy_weight        share of the policy plans' statistics in the initial Gaussian (constrained planning)
+    policy_weight        share of the policy plans' statistics in the initial Gaussian (constrained planning); also (B,)
     explore              add Gaussian noise with the final std to the action
     elite                "sample": a score-weighted random elite's first action (published, also in evaluation);
                          "mean": the fitted mean's first action
@@ -160,7 +160,8 @@ def plan(
     """
     if warm.shape != (z.shape[0], settings.horizon, mask.shape[1]):
         raise ValueError(f"warm must be {(z.shape[0], settings.horizon, mask.shape[1])}, got {tuple(warm.shape)}")
-    if policy_weight > 0 and settings.num_pi < 2:
+    constrained = isinstance(policy_weight, Tensor) or policy_weight > 0
+    if constrained and settings.num_pi < 2:
         raise ValueError(f"constrained planning needs num_pi of at least 2, got {settings.num_pi}")
     z, mask_h = z.unsqueeze(1), mask.unsqueeze(1)  # (B, 1, Z), (B, 1, A)
     pi_actions = policy_plans(model, z, noise.pi)  # (B, H, P, A)
@@ -169,10 +170,11 @@ def plan(
     mean = torch.cat((warm[:, 1:], torch.zeros_like(warm[:, :1])), 1)
     mean = torch.where(first[:, None, None], torch.zeros_like(mean), mean)
     std = torch.full_like(mean, settings.std_max)
-    if policy_weight > 0:
+    if constrained:
+        weight = policy_weight[:, None, None] if isinstance(policy_weight, Tensor) else policy_weight
         pi_std = pi_actions.std(2).clamp(settings.std_min, settings.std_max)
-        mean = policy_weight * pi_actions.mean(2) + (1 - policy_weight) * mean
-        std = policy_weight * pi_std + (1 - policy_weight) * std
+        mean = weight * pi_actions.mean(2) + (1 - weight) * mean
+        std = weight * pi_std + (1 - weight) * std
 
     for i in range(settings.iterations):
         sampled = (mean.unsqueeze(2) + std.unsqueeze(2) * noise.sample[i]).clamp(-1, 1) * mask_h.unsqueeze(2)

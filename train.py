@@ -85,6 +85,9 @@ class Train:
     """updates per environment step, counted over all environments"""
     seed_episodes: int = 5
     """first episodes of each environment without planning or updates: the policy acts, or chance if it's untrained"""
+    guide: Literal["all", "demos"] = "all"
+    """tasks that imitate and plan near the policy online: all (published), or those with demonstrations or --ckpt;
+    without them imitating the batch means imitating oneself, and plans near an untrained policy explore little"""
     buffer_steps: int = 10_000_000
     """transitions that the online buffer holds"""
     sampling: Literal["episode", "task", "step"] = "episode"
@@ -113,6 +116,7 @@ LAPTOP = Train(
     steps=3_000,
     utd=0.5,
     seed_episodes=1,
+    guide="demos",
     buffer_steps=500_000,
     sampling="task",
     eval_every=1_000,
@@ -129,13 +133,8 @@ LAPTOP = Train(
         std_min=0.03,
     ),
 )
-# With neither demonstrations nor a checkpoint there is no good policy to stay near. Imitating the batch would mean
-# imitating oneself, and plans around an untrained policy explore little: with both, walker-walk learns almost nothing.
-FROM_SCRATCH = replace(
-    LAPTOP,
-    demos="none",
-    agent=replace(LAPTOP.agent, online_bc_coef=0.0, constraint_start=0, constraint_duration=0, std_min=0.1),
-)
+# With neither demonstrations nor a checkpoint there is no good plan to refine: search wider.
+FROM_SCRATCH = replace(LAPTOP, demos="none", agent=replace(LAPTOP.agent, std_min=0.1))
 PRESETS = {"published": Train(), "laptop": LAPTOP}
 
 
@@ -228,7 +227,8 @@ def create_agent(cfg: Train, tasks: list[str], device: torch.device) -> newt.Age
         sentences = [f"{row.embodiment}. {cfg.instruction or row.instruction}." for row in rows]
         emb = language.embed(sentences)
     dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
-    return newt.create(settings, tasks, emb, dims, discounts, cfg.seed, device, params, q_scale)
+    guided = [cfg.guide == "all" or bool(cfg.ckpt) or name in demo_files(cfg, tasks) for name in tasks]
+    return newt.create(settings, tasks, emb, dims, discounts, cfg.seed, device, params, q_scale, guided)
 
 
 def estimate(agent: newt.Agent, cfg: Train) -> float:
