@@ -1,0 +1,241 @@
+"""newt.py: what an update may change, what guides a task, acting, and files that are complete or refused.
+
+Numbers are compared with recordings in test_parity.py. Run: pytest tests/test_newt.py        (about 10 s on one core)
+"""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import newt
+from buffer import Batch
+from newt import Config
+
+CFG = Config(size="XS", obs_dim=6, action_dim=4, task_dim=8, batch_size=16, warmup_updates=0, num_samples=24,
+             num_elites=6, num_pi=4, iterations=2)  # fmt: skip
+DIMS = [4, 2]
+
+
+def agent(cfg=CFG, seed=0, **options) -> newt.Agent:
+    emb = torch.randn(2, cfg.task_dim, generator=torch.Generator().manual_seed(9))
+    return newt.create(cfg, ["left", "right"], emb, DIMS, [0.9, 0.99], seed, **options)
+
+
+def batch(seed=0, cfg=CFG) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    b, h = cfg.batch_size, cfg.horizon
+    task = torch.randint(2, (b,), generator=g)
+    mask = torch.tensor([[1.0, 1, 1, 1], [1, 1, 0, 0]])[task]
+    action = (torch.rand(h, b, 4, generator=g) * 2 - 1) * mask
+    return Batch(torch.randn(h + 1, b, 6, generator=g), action, torch.randn(h, b, generator=g), task)
+
+
+def changed(before: dict, after: dict) -> set[str]:
+    """Parts of the network with at least one other number."""
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def copy(params: dict) -> dict:
+    return {name: value.detach().clone() for name, value in params.items()}
+
+
+def act(a, n=6, step=0, **options):
+    g = torch.Generator().manual_seed(4)
+    obs, task = torch.randn(n, 6, generator=g), torch.arange(n) % 2
+    warm, first = torch.randn(n, 3, 4, generator=g).clamp(-1, 1), torch.arange(n) % 3 == 0
+    return newt.act(a, obs, task, warm, first, step, generator=torch.Generator().manual_seed(5), **options), task
+
+
+def test_update_changes_every_part_in_both_phases():
+    for phase in ("pretrain", "online"):
+        a = agent()
+        before = copy(a.params)
+        for seed in range(2):  # the first one leaves what lies before the zero last layers untouched
+            newt.update(a, batch(seed), phase)
+        assert changed(before, a.params) == {"encoder", "dynamics", "reward", "pi", "q", "q_target"}
+    assert a.q_scale == 1  # the range of these small values stays below 1
+
+
+def test_target_follows_slowly():
+    a = agent()
+    before = copy(a.params)
+    newt.update(a, batch(), "online")
+    for name, value in before.items():
+        if name.startswith("q_target."):
+            online = a.params[name.replace("q_target.", "q.", 1)]
+            torch.testing.assert_close(a.params[name], 0.99 * value + 0.01 * online)
+
+
+def test_update_is_a_function_of_its_seed():
+    runs = []
+    for seed in (0, 0, 1):
+        a = agent(seed=3)
+        a.generator.manual_seed(seed)
+        newt.update(a, batch(), "online")
+        newt.update(a, batch(1), "online")
+        runs.append(copy(a.params))
+    assert not changed(runs[0], runs[1]) and changed(runs[0], runs[2])
+
+
+def test_padding_of_the_batch_changes_nothing():
+    """Numbers in action dims that a task does not have must not reach a loss."""
+    clean, dirty = batch(), batch()
+    short = clean.task == 1
+    dirty.action[:, short, 2:] = 0.7
+    losses = []
+    for data in (clean, dirty):
+        noise = newt.draw_update_noise(3, 16, 4, 2, torch.Generator().manual_seed(1))
+        a = agent()
+        task = newt.Task(a.emb, a.mask, data.task)
+        zs = newt.wm.encode(a.params, data.obs, task)
+        loss, _ = newt.policy_loss(
+            a.params, zs, data.action, task, noise.eps_pi, noise.heads_pi, a.q_scale, newt.time_weights(3, 0.5),
+            newt.wm.make_bins(101), 0.0,
+        )  # fmt: skip
+        losses.append(loss)
+    assert losses[0] == losses[1]
+
+
+def test_imitation_online_is_for_guided_tasks():
+    """Without imitation the policy step does not look at the batch's actions; with it, it does."""
+    other = batch()
+    other.action[:, other.task == 1] *= -1  # only the second task's actions differ
+    for guided, differs in (([True, False], False), ([False, True], True)):
+        steps = []
+        for data in (batch(), other):
+            a = agent(guided=guided)
+            z = newt.wm.encode(a.params, data.obs, newt.Task(a.emb, a.mask, data.task)).detach()
+            noise = newt.draw_update_noise(3, 16, 4, 2, torch.Generator().manual_seed(1))
+            rho, bins, task = newt.time_weights(3, 0.5), newt.wm.make_bins(101), newt.Task(a.emb, a.mask, data.task)
+            loss, _ = newt.policy_loss(
+                a.params, z, data.action, task, noise.eps_pi, noise.heads_pi, a.q_scale, rho, bins, 1e-4,
+                CFG.online_bc_coef * a.guided[data.task],
+            )  # fmt: skip
+            steps.append(loss)
+        assert (steps[0] != steps[1]) == differs
+
+
+def test_constrained_planning_is_for_guided_tasks():
+    cfg = replace(CFG, constraint_start=100, constraint_duration=0)
+    plans = {}
+    for guided in ([True, False], [False, False], [True, True]):
+        for step in (0, 100):
+            plans[tuple(guided), step], task = act(agent(cfg, guided=guided), step=step)
+    free, mixed, full = (plans[key, 0].mean for key in ((False, False), (True, False), (True, True)))
+    torch.testing.assert_close(mixed[task == 1], free[task == 1])
+    torch.testing.assert_close(mixed[task == 0], full[task == 0])
+    assert not torch.allclose(free, full)
+    torch.testing.assert_close(plans[(True, True), 100].mean, free)  # over for all after its last step
+
+
+def test_actions_are_bounded_and_masked():
+    for options in ({}, {"explore": True}, {"use_planner": False}, {"use_planner": False, "explore": True}):
+        plan, task = act(agent(), **options)
+        assert plan.action.shape == (6, 4) and plan.action.abs().max() <= 1
+        assert not plan.action[task == 1, 2:].any() and plan.action[task == 1, :2].all()
+
+
+def test_environments_do_not_see_each_other():
+    """The same decision whether an environment is planned for in a large group, on two cores, or on one."""
+    a = agent()
+    whole, _ = act(a, n=8)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(newt.CORES)  # no core is left for a second group
+        alone, _ = act(a, n=8)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(alone.action, whole.action)
+
+
+def test_warm_up_and_learning_rates():
+    a = agent(replace(CFG, warmup_updates=10))
+    newt.update(a, batch(), "pretrain")
+    rates = [group["lr"] for group in a.model_optim.param_groups]
+    assert rates == pytest.approx([0.3 * 3e-4 * 0.2] + [3e-4 * 0.2] * 4)  # encoder first; 2/10 at the first update
+    newt.update(a, batch(), "online")
+    assert a.model_optim.param_groups[1]["lr"] == pytest.approx(3e-4)
+
+
+# ---- files
+
+
+def test_save_and_load(tmp_path):
+    a = agent(guided=[True, False], q_scale=2.5)
+    newt.update(a, batch(), "online")
+    newt.save(tmp_path / "a.safetensors", a, step=77, extra={"note": "x"})
+    b, meta = newt.load(tmp_path / "a.safetensors")
+    assert not changed(a.params, b.params) and a.params.keys() == b.params.keys()
+    for name in ("emb", "mask", "discount", "guided", "q_scale"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert (b.cfg, b.tasks, meta["step"], meta["note"]) == (a.cfg, a.tasks, 77, "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+    assert torch.equal(act(a)[0].action, act(b)[0].action)
+
+
+def test_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    newt.save(path, agent())
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(newt.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        newt.save(path, agent(seed=1))
+    assert path.read_bytes() == before
+
+
+def rewrite(path, change_meta=lambda meta: None, change=lambda tensors: None):
+    tensors = load_file(path)
+    with newt.safetensors.safe_open(path, "pt") as file:
+        meta = json.loads(file.metadata()["newt"])
+    change_meta(meta)
+    change(tensors)
+    save_file(tensors, path, {"newt": json.dumps(meta)})
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda p: p.unlink(), "no checkpoint at"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a complete safetensors file"),
+        (lambda p: p.write_bytes(b""), "not a complete safetensors file"),
+        (lambda p: save_file({"x": torch.zeros(1)}, p), "not a Newt checkpoint"),
+        (lambda p: rewrite(p, lambda m: m.update(version=99)), "format 99, this program reads 1"),
+        (lambda p: rewrite(p, lambda m: m["config"].update(magic=1)), "settings they know: magic"),
+        (lambda p: rewrite(p, lambda m: m["config"].pop("rho")), "settings they know: rho"),
+        (lambda p: rewrite(p, change=lambda t: t.pop("pi.0.weight")), "its own header describes: pi.0.weight"),
+        (lambda p: rewrite(p, change=lambda t: t.pop("guided")), "its own header describes"),
+        (lambda p: rewrite(p, change=lambda t: t.update(extra=torch.zeros(1))), "its own header describes"),
+        (lambda p: rewrite(p, lambda m: m["config"].update(size="S")), "its own header describes"),
+    ],
+)
+def test_files_that_are_refused(spoil, message, tmp_path):
+    path = tmp_path / "a.safetensors"
+    newt.save(path, agent())
+    spoil(path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        newt.load(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch_size": 0}, {"horizon": 0}, {"obs_dim": 0}, {"num_bins": 1}, {"task_dim": -1}, {"lr": 0.0}, {"num_pi": 1},
+     {"num_pi": 24}, {"num_elites": 25}, {"iterations": 0}],
+)  # fmt: skip
+def test_sizes_that_cannot_work(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        newt.check(replace(CFG, **change))
+
+
+def test_tables_must_fit():
+    with pytest.raises(ValueError, match="2 task embeddings of 8"):
+        newt.create(CFG, ["a", "b"], torch.zeros(3, 8), DIMS, [0.9, 0.9])
+    with pytest.raises(ValueError, match="5 action dims"):
+        newt.create(CFG, ["a", "b"], torch.zeros(2, 8), [5, 2], [0.9, 0.9])
