@@ -379,10 +379,13 @@ def model_loss(
     return loss, zs, metrics | {"loss/model": loss.detach()}
 
 
-def update(agent: Agent, batch: Batch, phase: Phase, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
+def update(
+    agent: Agent, batch: Batch, phase: Phase, noise: UpdateNoise | None = None, lr_scale: float = 1.0
+) -> dict[str, Tensor]:
     """One learning step, in place: model, target, and (online) policy and scale. The only place with optimisers.
 
     batch  obs (H+1, B, O), action (H, B, A), reward (H, B), task (B,), on the agent's device
+    lr_scale  both learning rates are multiplied by it
     return scalar metrics as detached tensors, so that nothing waits for a GPU
     """
     cfg, params = agent.cfg, agent.params
@@ -394,7 +397,8 @@ def update(agent: Agent, batch: Batch, phase: Phase, noise: UpdateNoise | None =
     # Upstream quirk: the first update already uses factor 2/5000.
     warm = min(1.0, (agent.updates + 1) / cfg.warmup_updates) if phase == "pretrain" and cfg.warmup_updates else 1.0
     for part, group in zip(PARTS, agent.model_optim.param_groups, strict=True):
-        group["lr"] = _part_lr(cfg, part) * warm
+        group["lr"] = _part_lr(cfg, part) * warm * lr_scale
+    agent.pi_optim.param_groups[0]["lr"] = cfg.lr * lr_scale
 
     loss, zs, metrics = model_loss(cfg, params, batch, task, agent.discount[batch.task], noise, phase)
     agent.model_optim.zero_grad(set_to_none=True)

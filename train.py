@@ -85,6 +85,8 @@ class Train:
     """updates per environment step, counted over all environments"""
     seed_episodes: int = 5
     """first episodes of each environment without planning or updates: the policy acts, or chance if it's untrained"""
+    lr_end: float = 1.0
+    """online, the learning rates fall linearly to this share: steady weights at the end, where they jitter otherwise"""
     guide: Literal["all", "demos"] = "all"
     """tasks that imitate and plan near the policy online: all (published), or those with demonstrations or --ckpt;
     without them imitating the batch means imitating oneself, and plans near an untrained policy explore little"""
@@ -116,6 +118,7 @@ LAPTOP = Train(
     steps=3_000,
     utd=0.5,
     seed_episodes=1,
+    lr_end=0.05,
     guide="demos",
     buffer_steps=500_000,
     sampling="task",
@@ -133,8 +136,8 @@ LAPTOP = Train(
         std_min=0.03,
     ),
 )
-# With neither demonstrations nor a checkpoint there is no good plan to refine: search wider.
-FROM_SCRATCH = replace(LAPTOP, demos="none", agent=replace(LAPTOP.agent, std_min=0.1))
+# With neither demonstrations nor a checkpoint there is no good plan to refine yet: search wider, learn to the end.
+FROM_SCRATCH = replace(LAPTOP, demos="none", lr_end=1.0, agent=replace(LAPTOP.agent, std_min=0.1))
 PRESETS = {"published": Train(), "laptop": LAPTOP}
 
 
@@ -169,7 +172,7 @@ def check(cfg: Train, tasks: list[str]) -> None:
                  "final_episodes", "checkpoint_updates", "log_every"):  # fmt: skip
         if getattr(cfg, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(cfg, name)}")
-    for name in ("pretrain_updates", "seed_episodes", "utd", "workers"):
+    for name in ("pretrain_updates", "seed_episodes", "utd", "workers", "lr_end"):
         if getattr(cfg, name) < 0:
             raise ValueError(f"{name} must be at least 0, got {getattr(cfg, name)}")
     if cfg.instruction and len(tasks) > 1:
@@ -337,7 +340,8 @@ def main(cfg: Train) -> None:
     def learn(phase: newt.Phase) -> dict:
         source = (demo, online) if phase == "online" else (demo, None)
         batch = sample_mixed(*source, agent.cfg.batch_size, agent.cfg.horizon, sampler, cfg.sampling)
-        return newt.update(agent, Batch(*(x.to(device) for x in batch)), phase)
+        lr_scale = 1 + (cfg.lr_end - 1) * state.vector_step / cfg.steps  # vector_step is 0 in pretraining
+        return newt.update(agent, Batch(*(x.to(device) for x in batch)), phase, lr_scale=lr_scale)
 
     def measure(policy: evaluation.Policy, episodes: int, title: str) -> dict:
         step = state.vector_step * n

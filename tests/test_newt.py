@@ -158,6 +158,12 @@ def test_warm_up_and_learning_rates():
     assert rates == pytest.approx([0.3 * 3e-4 * 0.2] + [3e-4 * 0.2] * 4)  # encoder first; 2/10 at the first update
     newt.update(a, batch(), "online")
     assert a.model_optim.param_groups[1]["lr"] == pytest.approx(3e-4)
+    newt.update(a, batch(), "online", lr_scale=0.1)
+    assert [group["lr"] for group in a.model_optim.param_groups] == pytest.approx([0.3 * 3e-5] + [3e-5] * 4)
+    assert a.pi_optim.param_groups[0]["lr"] == pytest.approx(3e-5)
+    before = copy(a.params)
+    newt.update(a, batch(), "online", lr_scale=0.0)
+    assert changed(before, a.params) == {"q_target"}
 
 
 # ---- files
