@@ -111,11 +111,13 @@ class Train:
 
 
 # Chosen by measuring, on two CPU cores (README): the published planner and network would take weeks there. Sampling by
-# task: by episode the two 500-step tasks of the starter would get a ninth of the online samples.
+# task: by episode the two 500-step tasks of the starter would get a sixteenth of the online samples. More imitation, a
+# narrower search and falling learning rates: so few updates don't make the values good enough to leave the
+# demonstrations, and with constant rates single tasks came and went between evaluations.
 LAPTOP = Train(
     demo_episodes=40,
     pretrain_updates=8_000,
-    steps=3_000,
+    steps=2_000,
     utd=0.5,
     seed_episodes=1,
     lr_end=0.05,
@@ -129,6 +131,7 @@ LAPTOP = Train(
         size="XS",
         batch_size=128,
         warmup_updates=500,
+        online_bc_coef=3.0,
         num_samples=128,
         num_elites=16,
         num_pi=8,
