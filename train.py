@@ -154,7 +154,10 @@ def parse(args: list[str]) -> Train:
     known, _ = early.parse_known_args(args)
     if known.resume:
         stored = checkpoint.read_config(known.resume)
-        before = Train(**{**stored, "agent": Config(**stored["agent"])})
+        try:
+            before = Train(**{**stored, "agent": Config(**stored["agent"])})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{known.resume} was written by another version of this program: {error}") from error
         before = replace(before, resume=known.resume, run=known.resume, ckpt=before.ckpt and Path(before.ckpt))
         cfg = tyro.cli(Train, default=before, args=args)
         changed = [f.name for f in fields(Train) if getattr(cfg, f.name) != getattr(before, f.name)]
@@ -240,7 +243,7 @@ def create_agent(cfg: Train, tasks: list[str], device: torch.device) -> newt.Age
 def estimate(agent: newt.Agent, cfg: Train) -> float:
     """Hours that acting and learning online will take here, from a timed decision and a small timed update."""
     n = len(agent.tasks) * cfg.envs_per_task
-    few, small, a = min(n, 4), min(16, agent.cfg.batch_size), agent.cfg
+    few, small, a = min(n, 4), min(128, agent.cfg.batch_size), agent.cfg
     zeros = torch.zeros(few, dtype=torch.long, device=agent.device)
     obs, warm = zeros.new_zeros(few, a.obs_dim).float(), zeros.new_zeros(few, a.horizon, a.action_dim).float()
     scratch = newt.create(a, agent.tasks, agent.emb, [a.action_dim] * len(agent.tasks), agent.discount.tolist(), 0,
@@ -274,6 +277,7 @@ class Log:
     def __init__(self, folder: Path, size: int = 0):
         self.file = open(folder / "metrics.jsonl", "ab")
         self.file.truncate(size)  # a resumed run drops what was written after its checkpoint
+        self.file.seek(0, 2)
         self.board = SummaryWriter(str(folder))
 
     def write(self, step: int, **values: float) -> None:

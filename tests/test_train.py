@@ -215,6 +215,7 @@ BAD = {
     "run exists": ("--run old", "--resume old continues it"),
     "not a run": ("--run mine --overwrite", "not a run"),
     "nothing to resume": ("--resume mine", "no run to resume"),
+    "foreign run": ("--resume old", "another version"),
     "no demonstrations": ("--tasks mw-reach,mw-push --demos good_intentions", "mw-reach, mw-push"),
     "memory": ("--buffer-steps 10000000000000", "GB are free"),
     "small buffer": ("--buffer-steps 100", "cannot hold one episode"),
