@@ -174,11 +174,11 @@ def parse(args: list[str]) -> Train:
 def check(cfg: Train, tasks: list[str]) -> None:
     """Everything that can be known to fail before the first minute of work: ValueError, one line."""
     newt.check(cfg.agent)
-    for name in ("steps", "envs_per_task", "demo_episodes", "buffer_steps", "eval_every", "eval_episodes",
-                 "final_episodes", "checkpoint_updates", "log_every"):  # fmt: skip
+    for name in ("steps", "envs_per_task", "demo_episodes", "seed_episodes", "buffer_steps", "eval_every",
+                 "eval_episodes", "final_episodes", "checkpoint_updates", "log_every"):  # fmt: skip
         if getattr(cfg, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(cfg, name)}")
-    for name in ("pretrain_updates", "seed_episodes", "utd", "workers", "lr_end"):
+    for name in ("pretrain_updates", "utd", "workers", "lr_end"):
         if getattr(cfg, name) < 0:
             raise ValueError(f"{name} must be at least 0, got {getattr(cfg, name)}")
     if cfg.instruction and len(tasks) > 1:

@@ -204,6 +204,7 @@ BAD = {
     "horizon": ("--horizon 0", "horizon must be at least 1"),
     "samples": ("--num-samples 0", "num_samples must be at least 1"),
     "steps": ("--steps 0", "steps must be at least 1"),
+    "seed episodes": ("--seed-episodes 0", "seed_episodes must be at least 1"),
     "environments": ("--envs-per-task -3", "envs_per_task must be at least 1"),
     "obs_dim": ("--obs-dim 20", "obs_dim is 20, these tasks need 39"),
     "long horizon": ("--horizon 101", "horizon 101 is longer"),
