@@ -247,7 +247,15 @@ def test_a_killed_worker_is_noticed_at_once(while_stepping):
         assert time.monotonic() - start < 5
 
 
-def test_after_ctrl_c_no_answer_belongs_to_another_question():
+@pytest.fixture
+def ctrl_c_on():
+    """As in a terminal: a shell's background job (`pytest &`) starts with Ctrl-C turned off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_after_ctrl_c_no_answer_belongs_to_another_question(ctrl_c_on):
     with vector(["slow-9"]) as v:
         v.reset()
         v.send(np.zeros((1, 4), np.float32))
@@ -289,8 +297,9 @@ def test_misuse():
 
 # What a user starts: it imports torch and steps slow environments, so that it is always stopped halfway through a step.
 PROGRAM = """
-import sys, time
+import signal, sys, time
 assert __name__ == "__main__", "the program was imported again by a worker"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # off in a shell's background jobs (`pytest &`)
 import torch
 import numpy as np
 from envs.vector import VectorEnv
