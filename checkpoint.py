@@ -97,24 +97,22 @@ def save(
     folder: Path, name: str, agent: newt.Agent, state: State, sampler: torch.Generator, online: Buffer, step: int
 ) -> None:
     """Write checkpoints/<name>, then drop what is older than the newest two."""
-    older = complete(folder)
+    temporary, path = folder / "checkpoints" / f".{name}", folder / "checkpoints" / name
+    if path.exists():  # a finished run that was resumed: replacing it would leave a moment without it
+        return
+    online.save(folder / "buffer", state.buffer_first)  # still the one before's: that must stay loadable
     state.buffer_first, state.buffer_episodes = online.first_episode, online.total_episodes
-    online.save(folder / "buffer", _read_state(older[-1])[0].buffer_first if older else None)
     tensors = {"generator": agent.generator.get_state(), "sampler": sampler.get_state()}
     for key, (optim, value) in _optimisers(agent).items():
         tensors |= {f"{key}/{field}": tensor for field, tensor in optim.state[value].items()}
-    temporary, path = folder / "checkpoints" / f".{name}", folder / "checkpoints" / name
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     newt.save(temporary / "agent.safetensors", agent, step)
     meta = {**asdict(state), "agent_updates": agent.updates}
     newt.write_atomically(temporary / "state.safetensors", tensors, {"newt_state": json.dumps(meta)})
-    if path.exists():  # the same step again: a finished run that was resumed
-        shutil.rmtree(path)
     os.rename(temporary, path)
     _flush(path.parent)
-    shutil.copyfile(path / "agent.safetensors", folder / "agent.safetensors.tmp")
-    os.replace(folder / "agent.safetensors.tmp", folder / "agent.safetensors")
+    newt.save(folder / "agent.safetensors", agent, step)
     for old in complete(folder)[:-KEEP]:
         shutil.rmtree(old)
 

@@ -98,7 +98,7 @@ def evaluate(
     for name in tasks:
         groups[envs.TASKS[name].episode_length].append(name)
     # Rounds of `copies` episodes of every task at once; what the last round has too many of is dropped.
-    rounds = -(-episodes * len(tasks) // ENVS_AT_ONCE)
+    rounds = -(-episodes // max(1, ENVS_AT_ONCE // len(tasks)))
     copies = -(-episodes // rounds)
     results: dict[str, list[Episode]] = {name: [] for name in tasks}
     generator = torch.Generator(device=agent.device).manual_seed(seed)

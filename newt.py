@@ -424,8 +424,6 @@ def update(
         loss.backward()
         pi_norm = torch.nn.utils.clip_grad_norm_(agent.pi_optim.param_groups[0]["params"], cfg.grad_clip)
         agent.pi_optim.step()
-        # The model optimiser shares these tensors: with their gradients still there its next step would move them too.
-        agent.pi_optim.zero_grad(set_to_none=True)
         agent.q_scale = update_scale(agent.q_scale, pi_metrics.pop("q"), cfg.tau)
         metrics |= pi_metrics | {"train/pi_grad_norm": pi_norm}
     return metrics | {"train/q_scale": agent.q_scale}

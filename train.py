@@ -236,7 +236,8 @@ def create_agent(cfg: Train, tasks: list[str], device: torch.device) -> newt.Age
         sentences = [f"{row.embodiment}. {cfg.instruction or row.instruction}." for row in rows]
         emb = language.embed(sentences)
     dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
-    guided = [cfg.guide == "all" or bool(cfg.ckpt) or name in demo_files(cfg, tasks) for name in tasks]
+    shown = demo_files(cfg, tasks)
+    guided = [cfg.guide == "all" or bool(cfg.ckpt) or name in shown for name in tasks]
     return newt.create(settings, tasks, emb, dims, discounts, cfg.seed, device, params, q_scale, guided)
 
 
