@@ -52,12 +52,13 @@ def choose_backend() -> str:
 
 
 class Camera:
-    """Draws one model from one of its cameras. Reads the simulation, never changes it."""
+    """Draws one model, from one of its cameras or a free one. Reads the simulation, never changes it."""
 
-    def __init__(self, model, camera: int):
+    def __init__(self, model, camera):
         """Open OpenGL.
 
-        model   mujoco.MjModel          camera  index of one of the model's cameras
+        model   mujoco.MjModel
+        camera  index of one of the model's cameras, or a mujoco.MjvCamera of one's own
         Raises RuntimeError, one line that names the Debian packages, if OpenGL can't be used on this machine.
         """
         import mujoco
@@ -75,8 +76,10 @@ class Camera:
             ) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.target)
         self.mujoco, self.model, self.option = mujoco, model, mujoco.MjvOption()
-        self.view, self.rect = mujoco.MjvCamera(), mujoco.MjrRect(0, 0, SIZE, SIZE)
-        self.view.type, self.view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera
+        self.view, self.rect = camera, mujoco.MjrRect(0, 0, SIZE, SIZE)
+        if not isinstance(camera, mujoco.MjvCamera):
+            self.view = mujoco.MjvCamera()
+            self.view.type, self.view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera
         self.scene = mujoco.MjvScene(model, maxgeom=2000)
         # At exit, close before the backend closes its display (registered earlier, so it runs later): the other order
         # prints errors. Weak, so that a camera that nobody holds can go.
