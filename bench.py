@@ -2,10 +2,13 @@
 
     python bench.py                          size XS, CPU
     python bench.py --size L --batch-size 256 --device cuda
+    python bench.py envs                     every task: steps/s, creation time, and what our wrapping costs; memory
 Medians over repeats. OMP_NUM_THREADS=1 in front for figures of one core.
 """
 
+import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +21,8 @@ import tyro
 import envs
 import newt
 from buffer import Buffer, gigabytes
-from envs.vector import VectorEnv
+from envs.browse import time_suite
+from envs.vector import VectorEnv, light_spawn
 from eval import pick_device, run, share_cores
 
 
@@ -40,6 +44,16 @@ class Bench:
     """transitions in the replay buffer that is sampled, 1024 slices at a time"""
     device: str = "auto"
     """auto, cpu, cuda or mps"""
+
+
+@dataclass(frozen=True)
+class EnvBench:
+    """Time every task alone, and weigh every suite, each in a process of its own."""
+
+    tasks: str = "all,heldout"
+    """which ones"""
+    steps: int = 100
+    """agent steps of a measurement; the best of three"""
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
@@ -98,5 +112,23 @@ def main(cfg: Bench) -> None:
         print(f"{'step ' + name:24} {cfg.envs / ms * 1e3:10.0f} /s   agent steps, {cfg.envs} environments")
 
 
+def main_envs(cfg: EnvBench) -> None:
+    suites: dict[str, list[str]] = {}
+    for name in envs.select(cfg.tasks):
+        suites.setdefault(envs.TASKS[name].domain, []).append(name)
+    context = multiprocessing.get_context("spawn")
+    for names in suites.values():
+        queue = context.Queue()
+        child = context.Process(target=time_suite, args=(names, cfg.steps, queue))
+        with light_spawn():
+            child.start()
+        while (line := queue.get()) is not None:
+            print(line, flush=True)
+        child.join()
+
+
 if __name__ == "__main__":
-    run(main, tyro.cli(Bench))
+    if sys.argv[1:2] == ["envs"]:
+        run(main_envs, tyro.cli(EnvBench, args=sys.argv[2:], prog="bench.py envs"))
+    else:
+        run(main, tyro.cli(Bench))

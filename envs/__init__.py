@@ -5,12 +5,13 @@ Contract of every environment here:
     reset    reset(seed=s) makes everything after it reproducible; random draws come from `env.np_random` only
     step     truncates at `episode_length` agent steps, never terminates; stepping on without a reset raises
     info     on every reset and step: success, 0.0 or 1.0; score, a float in [0, 1], at the last step the episode's
+    state    get_state() is a dict of numpy arrays and numbers, set_state(it) continues exactly from there
     render   (224, 224, 3) uint8; OpenGL is loaded at the first frame, so training on states needs none
 Simulators are imported inside their maker: a missing one only matters for its own tasks.
 
 Source: the task table of Newt's benchmark (tasks.csv: 200 training and 34 held-out tasks; the instructions are our own
 words). To add a suite: a file with `make(task, seed, render_mode)` and one line in MAKERS.
-Run:  python -c "import envs; print(envs.select('all'))"
+Run:  python -m envs --help
 Test: pytest tests/test_envs.py
 """
 
@@ -30,8 +31,8 @@ class Task:
     """One row of tasks.csv. The order of the rows is the canonical order: it numbers the tasks."""
 
     name: str
-    split: str  # train or heldout
-    domain: str  # the suite, a key of MAKERS once it can be made
+    split: str  # train or heldout; own for those of envs/custom.py
+    domain: str  # the suite, a key of MAKERS
     obs_dim: int  # 0: not known (held-out names that have a row but no published environment)
     action_dim: int
     episode_length: int  # agent steps; every episode has exactly this length
@@ -52,43 +53,67 @@ class Task:
         return f"{self.embodiment}. {self.instruction}."
 
 
-def _read_table() -> dict[str, Task]:
+class Table(dict):
+    """Task name -> Task. A name with a colon (envs/custom.py) gets its row when asked for, by making it once."""
+
+    def __missing__(self, name: str) -> Task:
+        if ":" not in name:
+            raise KeyError(name)
+        self[name] = Task(**importlib.import_module(f"{__name__}.custom").describe(name))
+        return self[name]
+
+
+def _read_table() -> Table:
     parse = {str: str, int: lambda text: int(text or 0), float: float, bool: {"y": True, "n": False}.__getitem__}
     with open(Path(__file__).with_name("tasks.csv"), newline="", encoding="utf-8") as file:
         rows = [Task(**{f.name: parse[f.type](row[f.name]) for f in fields(Task)}) for row in csv.DictReader(file)]
-    return {task.name: task for task in rows}
+    return Table((task.name, task) for task in rows)
 
 
 TASKS = _read_table()
 MAKERS = {  # suite -> (module in this folder, pip package); one line per suite
     "dmcontrol": ("dmcontrol", "dm_control"),
+    "dmcontrol-ext": ("dmcontrol_ext", "dm_control"),
     "metaworld": ("metaworld", "metaworld"),
+    "maniskill": ("maniskill", "mani_skill"),
+    "mujoco": ("mujoco", "gymnasium[mujoco]"),
+    "box2d": ("box2d", "Box2D"),
+    "robodesk": ("robodesk", "robodesk"),
+    "ogbench": ("ogbench", "ogbench"),
+    "miniarcade": ("arcade", "pygame-ce"),
+    "atari": ("atari", "ale-py"),
 }
 
 
 def _check(name: str) -> Task:
     """The row of a task that can be made here, or a ValueError that helps."""
+    if ":" in name:
+        return TASKS[name]
     if name not in TASKS:
-        close = difflib.get_close_matches(name, ["all", *MAKERS, *TASKS], n=5)
+        close = difflib.get_close_matches(name, ["all", "heldout", *MAKERS, *TASKS], n=5)
         hint = f"did you mean {', '.join(close)}?" if close else "all names are in envs/tasks.csv"
         raise ValueError(f"unknown task {name!r}: {hint}")
     task = TASKS[name]
-    if task.domain not in MAKERS:
-        raise ValueError(f"task {name!r}: its suite {task.domain} isn't included; these are: {', '.join(MAKERS)}")
+    if not task.implemented_in_reference:
+        raise ValueError(f"task {name!r} is only a name: the benchmark never defined it")
     return task
 
 
 def select(names: str) -> list[str]:
     """Task names behind a command-line word, checked before any work starts.
 
-    names   "all" (training tasks of every suite in MAKERS), a suite (its training tasks), a task, or "a,b,c" of these
+    names   "all" (200 training tasks), "heldout" (28), a suite (its training tasks), a task, or "a,b,c" of these; also
+            gym:<id> and module:function (envs/custom.py)
     return  names in the order asked for, each once; "all" and suites in canonical order
-    Raises ValueError, one line: unknown name (lists close ones), a suite that isn't included, or nothing selected.
+    Raises ValueError, one line: unknown name (lists close ones), one that was never defined, or nothing selected.
     """
-    train = [task for task in TASKS.values() if task.split == "train"]
-    suites = {"all": [task.name for task in train if task.domain in MAKERS]}
-    for task in train:
-        suites.setdefault(task.domain, []).append(task.name)
+    suites: dict[str, list[str]] = {}
+    for task in TASKS.values():
+        if task.split == "train":
+            suites.setdefault("all", []).append(task.name)
+            suites.setdefault(task.domain, []).append(task.name)
+        elif task.split == "heldout" and task.implemented_in_reference:
+            suites.setdefault("heldout", []).append(task.name)
     words = [word.strip() for word in names.split(",") if word.strip()]
     if not words:
         raise ValueError(f"no task in {names!r}: give all, a suite ({', '.join(MAKERS)}) or names with commas between")
@@ -107,7 +132,7 @@ def make(name: str, seed: int = 0, render_mode: str | None = None) -> gym.Env:
     task = _check(name)
     if render_mode not in (None, "rgb_array"):
         raise ValueError(f"render_mode is None or 'rgb_array', not {render_mode!r}")
-    module, package = MAKERS[task.domain]
+    module, package = MAKERS.get(task.domain, ("custom", "the packages that it imports"))
     try:
         with import_without_gl():
             return importlib.import_module(f"{__name__}.{module}").make(task, seed, render_mode)
@@ -116,5 +141,5 @@ def make(name: str, seed: int = 0, render_mode: str | None = None) -> gym.Env:
 
 
 for _task in TASKS.values():
-    if _task.domain in MAKERS:
+    if _task.implemented_in_reference:
         gym.register(f"mmbench/{_task.name}-v0", entry_point=f"{__name__}:make", kwargs={"name": _task.name})

@@ -8,8 +8,10 @@ Task mw-X is the package's X-v3 with its default (`v2`) reward; its scripted exp
 Source: Meta-World (arXiv 1910.10897), package metaworld 3.1.1; action repeat, length, camera as in Newt's benchmark.
 Differs from upstream: Newt has a fork with the older -v2 tasks. Goals, rewards and success are the same but for a small
 gripper term in button-press-topdown-wall; WELD_TORQUE_SCALE brings the dynamics closer.
-Test: pytest tests/test_envs.py -k mw
+Test: pytest tests/test_envs.py -k mw; pytest tests/test_metaworld_state.py
 """
+
+import copy
 
 import gymnasium as gym
 import numpy as np
@@ -34,16 +36,17 @@ class MetaWorld(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 40}  # an agent step is 0.025 s
 
     def __init__(self, task, seed: int, render_mode: str | None):
+        import mujoco
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-        from mujoco import mjtEq
 
+        self._mujoco = mujoco
         self._env = ALL_V3_ENVIRONMENTS[task.name.removeprefix("mw-") + "-v3"]()
         self._env._partially_observable = False  # show the goal
         del self._env.sawyer_observation_space  # cached while the goal was hidden: it would clip the goal to zero
         self._env._freeze_rand_vec = False  # new positions at every reset ...
         self._env.seeded_rand_vec = True  # ... drawn from the environment's np_random, not numpy's global generator
         self._env._set_task_called = True  # else step refuses: the package wants one of its fixed lists of goals
-        self._env.model.eq_data[self._env.model.eq_type == mjtEq.mjEQ_WELD, 10] = WELD_TORQUE_SCALE
+        self._env.model.eq_data[self._env.model.eq_type == mujoco.mjtEq.mjEQ_WELD, 10] = WELD_TORQUE_SCALE
         self.action_space = gym.spaces.Box(-1, 1, (task.action_dim,), np.float32)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32)
         self.render_mode = render_mode
@@ -76,6 +79,36 @@ class MetaWorld(gym.Env):
         success = float(info["success"])
         info = {"score": success, "success": success}
         return obs.astype(np.float32), reward, False, self._steps == self._length, info
+
+    def get_state(self) -> dict:
+        """Everything the future depends on, as copies: the simulator, what a reset moved in its model, the package."""
+        model, data, kind = self._env.model, self._env.data, self._mujoco.mjtState.mjSTATE_INTEGRATION
+        physics = np.empty(self._mujoco.mj_stateSize(model, kind))
+        self._mujoco.mj_getState(model, data, physics, kind)
+        state = {"physics": physics, "body_pos": model.body_pos.copy(), "site_pos": model.site_pos.copy(),
+                 "steps": self._steps, "rng": self.np_random.bit_generator.state}  # fmt: skip
+        for name, value in vars(self._env).items():
+            # Some of the package's positions are windows into the simulator, such as obj_init_pos of door-lock, which
+            # thus moves with the lock. A copy would stand still; restoring the simulator is enough.
+            if isinstance(value, (int, float, np.number, np.ndarray)) and not (
+                np.may_share_memory(value, data.xpos) or np.may_share_memory(value, data.site_xpos)
+            ):
+                state[f"package.{name}"] = copy.deepcopy(value)
+        return state
+
+    def set_state(self, state: dict) -> None:
+        """Go on from what get_state returned, here or in another environment of the same task."""
+        if self._env.curr_path_length == 0:  # the first reset opens the windows mentioned above
+            self.reset()
+        for name, value in state.items():
+            if name.startswith("package."):
+                setattr(self._env, name.removeprefix("package."), copy.deepcopy(value))
+        model, data = self._env.model, self._env.data
+        model.body_pos[:], model.site_pos[:] = state["body_pos"], state["site_pos"]
+        self._mujoco.mj_setState(model, data, state["physics"], self._mujoco.mjtState.mjSTATE_INTEGRATION)
+        self._mujoco.mj_fwdPosition(model, data)  # for a frame before the next step
+        self._steps = state["steps"]
+        self.np_random.bit_generator.state = state["rng"]
 
     def render(self) -> np.ndarray:
         self._camera = self._camera or Camera(self._env.model, self._env.model.camera(CAMERA).id)

@@ -1,0 +1,233 @@
+"""Look at the tasks: list, check, draw and play them, by `python -m envs`; time them, by `python bench.py envs`.
+
+    python -m envs                                    the table: suite, sizes, length, assets, instruction
+    python -m envs --check all                        one random episode of all 228 tasks, against the contract
+    python -m envs --gallery tasks.png                a labelled picture of every training task
+    python -m envs --play walker-walk --out walk.mp4  a film of a random policy
+Test: pytest tests/test_tasks.py
+"""
+
+import multiprocessing
+import os
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import psutil
+from tqdm import tqdm
+
+import envs
+from envs.vector import light_spawn
+
+
+@dataclass(frozen=True)
+class Cli:
+    """List, check, draw and play the tasks. Without options: the table."""
+
+    tasks: str = "all,heldout"
+    """tasks of the table"""
+    check: str = ""
+    """run one random episode of each of these against the contract of envs/__init__.py; all: held-out ones, too"""
+    gallery: Path | None = None
+    """draw the training tasks on one labelled sheet (PNG)"""
+    play: str = ""
+    """write a film of one episode of this task"""
+    policy: Literal["random", "zero"] = "random"
+    """who acts in --play"""
+    out: Path = Path("play.mp4")
+    """file of --play"""
+    seed: int = 0
+    """of the start and the random actions"""
+    workers: int = 0
+    """processes of --check and --gallery; 0: one per core"""
+    require_real_assets: bool = False
+    """refuse tasks whose assets are stand-ins here, with the command that downloads the real ones"""
+
+
+def actions(env, policy: str, seed: int, steps: int) -> np.ndarray:
+    """(steps, A) float32."""
+    shape = (steps, *env.action_space.shape)
+    draw = np.random.default_rng(seed).uniform(-1, 1, shape)
+    return (draw if policy == "random" else np.zeros(shape)).astype(np.float32)
+
+
+def in_processes(call: Callable, names: list[str], workers: int, title: str) -> Iterator:
+    """call(name) for each in fresh processes (simulators don't survive a fork), in order, with a bar."""
+    context = multiprocessing.get_context("spawn")
+    with light_spawn(), ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as pool:
+        yield from tqdm(pool.map(call, names), total=len(names), desc=title, unit="task")
+
+
+def check_task(name: str, seed: int = 0) -> tuple[str, list[str]]:
+    """One random episode -> (a line to print, what broke the contract)."""
+    row, problems, start = envs.TASKS[name], [], time.perf_counter()
+
+    def require(condition: bool, what: str) -> None:
+        if not condition and what not in problems:
+            problems.append(what)
+
+    try:
+        env = envs.make(name, seed)
+        made = time.perf_counter() - start
+        require(env.observation_space.shape == (row.obs_dim,), f"obs {env.observation_space.shape}, not {row.obs_dim}")
+        require(env.action_space.shape == (row.action_dim,), f"action {env.action_space.shape}, not {row.action_dim}")
+        obs, info = env.reset(seed=seed)
+        start, total, asset = time.perf_counter(), 0.0, info.get("asset", "")
+        for t, action in enumerate(actions(env, "random", seed, row.episode_length), start=1):
+            require(obs.dtype == np.float32 and obs.shape == (row.obs_dim,), "obs has another shape or type")
+            obs, reward, terminated, truncated, info = env.step(action)
+            total += reward
+            require(bool(np.isfinite(obs).all()), "obs is not finite")
+            require(bool(np.isfinite(reward)), "reward is not finite")
+            require(0 <= info["score"] <= 1, f"score {info['score']}")
+            require(info["success"] in (0.0, 1.0), f"success {info['success']}")
+            require(not terminated, "it terminated")
+            require(bool(truncated) == (t == row.episode_length), f"truncated {truncated} at step {t}")
+        env.close()
+    except Exception as error:
+        return f"{name:32} {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", ["it raised"]
+    speed = row.episode_length / (time.perf_counter() - start)
+    line = (f"{name:32} {row.domain:14} obs {row.obs_dim:3} action {row.action_dim:2} length {row.episode_length:4}  "
+            f"return {total:10.2f} score {info['score']:.3f}  {speed:6.0f} steps/s, made in {made:.2f} s {asset}"
+            ).rstrip()  # fmt: skip
+    return line + "".join(f"\n    FAILED: {problem}" for problem in problems), problems
+
+
+def check(names: list[str], workers: int) -> bool:
+    failed = []
+    for name, (line, problems) in zip(names, in_processes(check_task, names, workers, "check"), strict=True):
+        tqdm.write(line)
+        if problems:
+            failed.append(name)
+    print(f"{len(names)} tasks, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}")
+    return not failed
+
+
+def picture(name: str) -> np.ndarray | str:
+    """A frame from the middle of a random episode, or why there is none."""
+    try:
+        env = envs.make(name, 0, render_mode="rgb_array")
+        env.reset(seed=0)
+        # Early enough that a robot that falls is still there, late enough that an arcade game has begun.
+        for action in actions(env, "random", 0, {"atari": 150, "miniarcade": 60}.get(envs.TASKS[name].domain, 12)):
+            env.step(action)
+        frame = env.render()
+        env.close()
+        return frame
+    except (RuntimeError, ImportError) as error:
+        return str(error)
+
+
+def gallery(names: list[str], path: Path, workers: int, columns: int = 20, size: int = 84) -> None:
+    """One cell per task, its name below. Written with a palette of 256 colours, or it would be three times as large."""
+    from PIL import Image, ImageDraw
+
+    rows, height = -(-len(names) // columns), size + 22
+    sheet = Image.new("RGB", (columns * (size + 4), rows * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    pictures = zip(names, in_processes(picture, names, workers, "gallery"), strict=True)
+    for i, (name, frame) in enumerate(pictures):
+        x, y = i % columns * (size + 4) + 2, i // columns * height
+        if isinstance(frame, str):
+            draw.rectangle((x, y, x + size - 1, y + size - 1), fill="#e8e8e8")
+            draw.multiline_text((x + 3, y + 3), "\n".join(textwrap.wrap(frame, 17)[:8]), "black", font_size=8)
+        else:
+            sheet.paste(Image.fromarray(frame).resize((size, size), Image.Resampling.LANCZOS), (x, y))
+        label = "\n".join(textwrap.wrap(name.removeprefix("pygame-"), 17)[:2])
+        draw.multiline_text((x, y + size + 1), label, "black", font_size=8, spacing=0)
+    sheet.quantize(256).save(path, optimize=True)
+    print(f"{len(names)} tasks: {path}, {path.stat().st_size / 1e6:.2f} MB")
+
+
+def play(name: str, path: Path, policy: str, seed: int) -> None:
+    import imageio.v2 as imageio
+
+    env = envs.make(name, seed, render_mode="rgb_array")
+    env.reset(seed=seed)
+    # macro_block_size 1: 224 is a multiple of 16, so players are happy without imageio resizing the picture.
+    with imageio.get_writer(path, fps=env.metadata["render_fps"], macro_block_size=1) as film:
+        film.append_data(env.render())
+        for action in tqdm(actions(env, policy, seed, envs.TASKS[name].episode_length), desc=name, unit="step"):
+            info = env.step(action)[4]
+            film.append_data(env.render())
+    env.close()
+    print(f"{path}: score {info['score']:.3f}")
+
+
+# What one agent step of the task costs in its package alone: the same simulator calls, without observation, reward,
+# score and checks of ours. `env` is the adapter, of which only the simulator inside is used. MiniArcade is our own, and
+# OGBench and Box2D are stepped through the classes that the packages publish.
+PACKAGE_STEP = {
+    "dmcontrol": lambda env, a: [env._env.step(env._low + env._scale * (a + 1)) for _ in range(env._repeat)],
+    "metaworld": lambda env, a: [env._env.step(a) for _ in range(env._repeat)],
+    "mujoco": lambda env, a: [env._env.step(a) for _ in range(env._repeat)],
+}
+PACKAGE_STEP["dmcontrol-ext"] = PACKAGE_STEP["dmcontrol"]
+
+
+def steps_per_second(env, step: Callable, steps: int) -> float:
+    """The best of three: what disturbs a measurement only makes it slower."""
+    actions = np.random.default_rng(0).uniform(-1, 1, (steps, *env.action_space.shape)).astype(np.float32)
+    times = []
+    for _ in range(3):
+        env.reset(seed=0)
+        start = time.perf_counter()
+        for action in actions:
+            step(action)
+        times.append(time.perf_counter() - start)
+    return steps / min(times)
+
+
+def time_suite(names: list[str], steps: int, queue) -> None:
+    """In a child: one line per task, then the memory that the suite took."""
+    warnings.simplefilter("ignore")
+    process, kept = psutil.Process(), []
+    before = process.memory_info().rss
+    for name in names:
+        row = envs.TASKS[name]
+        start = time.perf_counter()
+        env = envs.make(name)
+        made = time.perf_counter() - start
+        n = min(steps, row.episode_length)
+        ours = steps_per_second(env, env.step, n)
+        package = PACKAGE_STEP.get(row.domain)
+        theirs = steps_per_second(env, lambda a, env=env, package=package: package(env, a), n) if package else None
+        cost = f"package alone {theirs:7.0f} /s, wrapping costs {theirs / ours - 1:4.0%}" if theirs else ""
+        queue.put(f"{name:32} {ours:7.0f} /s   made in {made:5.2f} s   {cost}".rstrip())
+        kept.append(env)
+    grown = (process.memory_info().rss - before) / 2**20
+    queue.put(f"{row.domain}: {grown:.0f} MiB for {len(names)} environments and their simulator\n")
+    queue.put(None)
+
+
+def table(names: list[str]) -> None:
+    from envs.maniskill import asset
+
+    for name in names:
+        row = envs.TASKS[name]
+        kind = asset(name) if row.needs_download else ""
+        print(f"{name:32} {row.domain:14} obs {row.obs_dim:3} action {row.action_dim:2} length {row.episode_length:4} "
+              f"{row.split:8}{kind:9} {row.instruction}")  # fmt: skip
+
+
+def main(cfg: Cli) -> None:
+    if cfg.require_real_assets:
+        os.environ["NEWT_REQUIRE_REAL_ASSETS"] = "1"
+    if cfg.check:
+        names = envs.select("all,heldout" if cfg.check == "all" else cfg.check)
+        raise SystemExit(0 if check(names, cfg.workers) else 1)
+    for path in (cfg.gallery, cfg.play and cfg.out):
+        if path and not path.absolute().parent.is_dir():
+            raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+    if cfg.gallery:
+        gallery(envs.select(cfg.tasks if cfg.tasks != Cli.tasks else "all"), cfg.gallery, cfg.workers)
+    elif cfg.play:
+        play(*envs.select(cfg.play), cfg.out, cfg.policy, cfg.seed)
+    else:
+        table(envs.select(cfg.tasks))
