@@ -53,6 +53,8 @@ class Eval:
     """auto, cpu, cuda or mps"""
     workers: int = 0
     """simulator processes; 0: one per core"""
+    require_real_assets: bool = False
+    """refuse tasks whose assets are stand-ins here, with the command that downloads the real ones"""
 
 
 class Episode(NamedTuple):
@@ -145,13 +147,13 @@ def summarise(values: list[float]) -> tuple[float, float]:
 
 def table(results: dict[str, list[Episode]]) -> str:
     """Per task, per suite and overall, as text. A suite's row is the mean over its tasks."""
-    width = max([len(name) for name in results] + [len("mean of suites")]) + 2
+    width = max([len(envs.label(name)) for name in results] + [len("mean of suites")]) + 2
     lines = [f"{'task':{width}}{'return':>18}{'success':>16}{'score':>16}"]
     suites = defaultdict(list)
     for name, episodes in results.items():
         cells = [summarise([getattr(e, field) for e in episodes]) for field in Episode._fields]
         row = f"{cells[0][0]:10.1f} ±{cells[0][1]:6.1f}" + "".join(f"{m:9.3f} ±{h:5.3f}" for m, h in cells[1:])
-        lines.append(f"{name:{width}}{row}")
+        lines.append(f"{envs.label(name):{width}}{row}")
         suites[envs.TASKS[name].domain].append(np.array([c[0] for c in cells]))
     means = {suite: np.mean(rows, 0) for suite, rows in suites.items()}
     lines.append("-" * len(lines[0]))
@@ -160,7 +162,7 @@ def table(results: dict[str, list[Episode]]) -> str:
     every = np.mean([row for rows in suites.values() for row in rows], 0)
     lines.append(f"{'mean of tasks':{width}}{'':18}{every[1]:9.3f}       {every[2]:9.3f}")
     lines.append(f"{'mean of suites':{width}}{'':18}{'':16}{np.mean([m[2] for m in means.values()]):9.3f}")
-    return "\n".join(lines)
+    return "\n".join(lines + [envs.STAND_IN_NOTE] * any(envs.label(name) != name for name in results))
 
 
 def compare(stages: dict[str, dict[str, list]]) -> str:
@@ -169,7 +171,7 @@ def compare(stages: dict[str, dict[str, list]]) -> str:
     stages: name -> task -> episodes as (return, success, score). The rows at the end are means over tasks.
     """
     tasks = list(next(iter(stages.values())))
-    width = max(map(len, tasks)) + 2
+    width = max(len(envs.label(task)) for task in tasks) + 2
     head = f"{'':{width}}{'score (0 to 1)':>{12 * len(stages)}}{'return':>{12 * len(stages)}}\n"
     lines = [head + f"{'task':{width}}" + "".join(f"{stage:>12}" for stage in stages) * 2]
     score, ret, success = (
@@ -178,14 +180,14 @@ def compare(stages: dict[str, dict[str, list]]) -> str:
     )
     for task in tasks:
         cells = [f"{score[s][task]:12.3f}" for s in stages] + [f"{ret[s][task]:12.1f}" for s in stages]
-        lines.append(f"{task:{width}}" + "".join(cells))
+        lines.append(f"{envs.label(task):{width}}" + "".join(cells))
     lines.append("-" * len(lines[-1]))
     lines.append(f"{'mean':{width}}" + "".join(f"{np.mean(list(score[s].values())):12.3f}" for s in stages))
     judged = [task for task in tasks if envs.TASKS[task].success_defined]
     if judged:
         means = "".join(f"{np.mean([success[s][task] for task in judged]):12.3f}" for s in stages)
         lines.append(f"{'success':{width}}{means}   (mean over the {len(judged)} tasks that define it)")
-    return "\n".join(lines)
+    return "\n".join(lines + [envs.STAND_IN_NOTE] * any(envs.label(task) != task for task in tasks))
 
 
 def plot_curves(metrics: Path, path: Path) -> None:
@@ -254,6 +256,7 @@ def main(cfg: Eval) -> None:
         raise ValueError(f"episodes must be at least 1, got {cfg.episodes}")
     if cfg.json and not cfg.json.parent.is_dir():
         raise FileNotFoundError(f"cannot write {cfg.json}: there is no folder {cfg.json.parent}")
+    envs.require_real_assets(cfg.require_real_assets)
     agent, meta = newt.load(cfg.ckpt, pick_device(cfg.device), cfg.seed)
     share_cores(agent.cfg.size)
     tasks = envs.select(cfg.tasks) if cfg.tasks else list(agent.tasks)

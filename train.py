@@ -69,6 +69,8 @@ class Train:
     """auto, cpu, cuda or mps"""
     workers: int = 0
     """simulator processes; 0: one per core"""
+    require_real_assets: bool = False
+    """refuse tasks whose assets are stand-ins here, with the command that downloads the real ones"""
 
     demos: str = "auto"
     """auto: made in demos/ for every task that has a source; none; or a folder with a file for every task"""
@@ -306,6 +308,7 @@ def main(cfg: Train) -> None:
     label = "starter" if cfg.tasks == STARTER else cfg.tasks.replace(",", "+")[:60]
     folder = cfg.run or Path("runs") / label
     check(cfg, tasks)
+    envs.require_real_assets(cfg.require_real_assets)
     device = evaluation.pick_device(cfg.device)
     if not cfg.resume:
         checkpoint.require_empty(folder, cfg.overwrite)

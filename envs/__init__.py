@@ -18,6 +18,7 @@ Test: pytest tests/test_envs.py
 import csv
 import difflib
 import importlib
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -119,6 +120,22 @@ def select(names: str) -> list[str]:
         raise ValueError(f"no task in {names!r}: give all, a suite ({', '.join(MAKERS)}) or names with commas between")
     chosen = dict.fromkeys(name for word in words for name in suites.get(word, [word]))
     return [_check(name).name for name in chosen]
+
+
+def label(name: str) -> str:
+    """A task's name in tables: with a * where stand-ins replace the simulator's own assets on this machine."""
+    if not TASKS[name].needs_download:
+        return name
+    return name + "*" * (importlib.import_module(f"{__name__}.maniskill_assets").asset(name) == "stand-in")
+
+
+def require_real_assets(required: bool) -> None:
+    """From now on, here and in child processes, make() refuses stand-ins with the command that downloads the rest."""
+    if required:
+        os.environ["NEWT_REQUIRE_REAL_ASSETS"] = "1"
+
+
+STAND_IN_NOTE = "* with stand-ins for assets that aren't on this machine (envs/maniskill_assets.py): not comparable"
 
 
 def make(name: str, seed: int = 0, render_mode: str | None = None) -> gym.Env:

@@ -207,18 +207,15 @@ def time_suite(names: list[str], steps: int, queue) -> None:
 
 
 def table(names: list[str]) -> None:
-    from envs.maniskill import asset
-
     for name in names:
         row = envs.TASKS[name]
-        kind = asset(name) if row.needs_download else ""
+        kind = "" if not row.needs_download else "real" if envs.label(name) == name else "stand-in"
         print(f"{name:32} {row.domain:14} obs {row.obs_dim:3} action {row.action_dim:2} length {row.episode_length:4} "
               f"{row.split:8}{kind:9} {row.instruction}")  # fmt: skip
 
 
 def main(cfg: Cli) -> None:
-    if cfg.require_real_assets:
-        os.environ["NEWT_REQUIRE_REAL_ASSETS"] = "1"
+    envs.require_real_assets(cfg.require_real_assets)
     if cfg.check:
         names = envs.select("all,heldout" if cfg.check == "all" else cfg.check)
         raise SystemExit(0 if check(names, cfg.workers) else 1)

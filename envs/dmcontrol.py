@@ -7,7 +7,7 @@
 Source: dm_control (arXiv 2006.12983), package 1.0.28; action repeat, score and cameras as in Newt's benchmark.
 Differs from upstream: seeds go through reset(seed=) and numpy's new generator, so equal seeds give other (equally
 distributed) starts; actions are float32.
-Test: pytest tests/test_envs.py -k "not mw"
+Test: pytest tests/test_envs.py -k "not mw"; pytest tests/test_dmcontrol_ext.py (get_state, set_state)
 """
 
 import gymnasium as gym
@@ -22,7 +22,11 @@ CAMERAS = {"quadruped": 2}  # its view from the side; for every other model that
 
 def make(task, seed: int, render_mode: str | None) -> gym.Env:
     """task: a row of envs.TASKS; the rest as in envs.make. Raises ImportError without dm_control."""
-    return DMControl(task, seed, render_mode)
+    from dm_control import suite
+
+    domain, _, name = task.name.partition("-")
+    env = suite.load(DOMAINS.get(domain, domain), name.replace("-", "_"))
+    return DMControl(task, env, seed, render_mode, CAMERAS.get(domain, 0))
 
 
 class DMControl(gym.Env):
@@ -30,17 +34,15 @@ class DMControl(gym.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # of videos; agent steps last 0.02 to 0.08 s
 
-    def __init__(self, task, seed: int, render_mode: str | None):
-        from dm_control import suite
-
-        domain, _, name = task.name.partition("-")
-        self._env = suite.load(DOMAINS.get(domain, domain), name.replace("-", "_"))
-        spec = self._env.action_spec()
+    def __init__(self, task, env, seed: int, render_mode: str | None, camera: int = 0):
+        """env: dm_control's environment (dm_control.rl.control.Environment); camera: index in its model."""
+        self._env = env
+        spec = env.action_spec()
         self._low, self._scale = spec.minimum, (spec.maximum - spec.minimum) / 2
         self.action_space = gym.spaces.Box(-1, 1, (task.action_dim,), np.float32)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32)
         self.render_mode = render_mode
-        self._camera_index, self._camera = CAMERAS.get(domain, 0), None
+        self._camera_index, self._camera = camera, None
         self._length, self._repeat = task.episode_length, task.action_repeat
         self._steps, self._return = self._length, 0.0  # as after an episode: reset comes first
         self._np_random, self._np_random_seed = seeding.np_random(seed)
@@ -68,6 +70,30 @@ class DMControl(gym.Env):
         self._return += reward
         info = {"score": self._return / 1000, "success": 0.0}
         return _flat(time_step.observation), reward, False, self._steps == self._length, info
+
+    def get_state(self) -> dict:
+        """Everything the future depends on, as copies: the simulator, what a reset moved in its model, the wrapper."""
+        import mujoco
+
+        model, data = self._env.physics.model, self._env.physics.data
+        physics = np.empty(mujoco.mj_stateSize(model.ptr, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(model.ptr, data.ptr, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        return {"physics": physics, "geom_pos": model.geom_pos.copy(), "site_pos": model.site_pos.copy(),
+                "steps": self._steps, "return": self._return, "rng": self.np_random.bit_generator.state}  # fmt: skip
+
+    def set_state(self, state: dict) -> None:
+        """Go on from what get_state returned, here or in another environment of the same task."""
+        import mujoco
+
+        if self._steps >= self._length:  # dm_control's first reset gives the model its target sizes and damping, and
+            self.reset()  # after an episode its environment would answer a step with a reset
+        model, data = self._env.physics.model, self._env.physics.data
+        model.geom_pos[:], model.site_pos[:] = state["geom_pos"], state["site_pos"]
+        mujoco.mj_setState(model.ptr, data.ptr, state["physics"], mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_step1(model.ptr, data.ptr)  # dm_control's steps begin with the second half, MuJoCo's mj_step2
+        self._env._step_count = self._repeat * state["steps"]
+        self._steps, self._return = state["steps"], state["return"]
+        self.np_random.bit_generator.state = state["rng"]
 
     def render(self) -> np.ndarray:
         physics = self._env.physics
