@@ -1,0 +1,125 @@
+"""RoboDesk: 6 tasks of one robot arm at a desk, the package's own definitions, as gymnasium environments.
+
+    obs     = [hand position 3, object velocities 26, arm joints 9, object velocities 26, arm velocities 9]
+    action  = [hand x, y, z, wrist: shifts by 0.01 m and 0.059 rad; gripper: -1 is closed, 1 open]    per package step
+    reward  = sum over 10 package steps, the same action in each, of the package's dense reward; 0..10
+    score   = success = the package's success test at the end of the step             not latched: it can be lost again
+
+Source: RoboDesk (Kannan et al. 2021), package robodesk 1.0.0; action repeat, length and camera as in Newt's benchmark.
+Differs from upstream: resets draw from `np_random`, where the package draws from numpy's global generator; no images.
+NOTE: the package returns velocities under the name qpos_objects, so obs doesn't say where a block, a button, the drawer
+or the slide is; and its "did not move" part of the slide's reward is always paid. Both are kept: so it is published.
+Test: pytest tests/test_robodesk.py
+"""
+
+import sys
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import seeding
+
+from envs.camera import Camera
+
+OBS = ("end_effector", "qpos_objects", "qpos_robot", "qvel_objects", "qvel_robot")  # of the package's dict, in order
+
+
+def make(task, seed: int, render_mode: str | None) -> gym.Env:
+    """task: a row of envs.TASKS; the rest as in envs.make. Raises ImportError without robodesk."""
+    return RoboDesk(task, _import_package(), seed, render_mode)
+
+
+def _import_package():
+    """robodesk's class. All that it uses of `gym`, which is unmaintained, gymnasium has too: it gets that instead."""
+    before = {name: module for name, module in sys.modules.items() if name == "gym"}
+    sys.modules["gym"] = gym
+    try:
+        from robodesk import RoboDesk as Package
+    finally:
+        del sys.modules["gym"]
+        sys.modules.update(before)  # others may want the real one
+    return Package
+
+
+class RoboDesk(gym.Env):
+    """One task. What the wrapper adds to the package is in the header, what it promises in envs/__init__.py."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # an agent step is 0.2 s
+
+    def __init__(self, task, package, seed: int, render_mode: str | None):
+        name = task.name.removeprefix("rd-").replace("-", "_")
+        self._env = package(name, reward="dense", action_repeat=task.action_repeat, episode_length=None)
+        # Each of its observations has an image, which costs 50 times the step and fails with today's Pillow.
+        self._env.render = lambda resize: None
+        self.action_space = gym.spaces.Box(-1, 1, (task.action_dim,), np.float32)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32)
+        self.render_mode, self._camera = render_mode, None
+        self._length = task.episode_length
+        self._steps = self._length  # as after an episode: reset comes first
+        self._np_random, self._np_random_seed = seeding.np_random(seed)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        before = np.random.get_state()
+        np.random.seed(self.np_random.integers(2**32, dtype=np.uint32))  # the package reads the global generator
+        try:
+            self._env.reset()
+        finally:
+            np.random.set_state(before)
+        obs = self._env.step(np.zeros(5, np.float32))[0]  # the published first observation comes after a step at rest
+        self._steps = 0
+        return _flat(obs), self._info()
+
+    def step(self, action):
+        if self._steps >= self._length:
+            raise gym.error.ResetNeeded("the episode is over, or none was started: call reset() before step()")
+        action = np.asarray(action, np.float32)
+        if action.shape != self.action_space.shape:
+            raise ValueError(f"action has shape {action.shape}, this task takes {self.action_space.shape}")
+        obs, reward, _, _ = self._env.step(action)
+        self._steps += 1
+        return _flat(obs), float(reward), False, self._steps == self._length, self._info()
+
+    def _info(self) -> dict:
+        success = float(bool(self._env._get_task_reward(self._env.task, "success")))
+        return {"score": success, "success": success}
+
+    def get_state(self) -> dict:
+        """Everything the future depends on, as copies. The package's own memory is no part of it: nothing reads it."""
+        import mujoco
+
+        model, data = self._env.physics.model, self._env.physics.data
+        physics = np.empty(mujoco.mj_stateSize(model.ptr, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(model.ptr, data.ptr, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        return {"physics": physics, "steps": self._steps, "rng": self.np_random.bit_generator.state}
+
+    def set_state(self, state: dict) -> None:
+        """Go on from what get_state returned, here or in another environment of the same task."""
+        import mujoco
+
+        if not self._env.original_pos:  # the first reset opens the package's windows to the blocks' positions
+            self.reset()
+        model, data = self._env.physics.model, self._env.physics.data
+        mujoco.mj_setState(model.ptr, data.ptr, state["physics"], mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_step1(model.ptr, data.ptr)  # dm_control's steps begin with the second half, MuJoCo's mj_step2
+        self._env.physics_copy.data.qpos[:] = data.qpos  # where the inverse kinematics starts
+        self._steps = state["steps"]
+        self.np_random.bit_generator.state = state["rng"]
+
+    def render(self) -> np.ndarray:
+        import mujoco
+
+        if self._camera is None:
+            view = mujoco.MjvCamera()  # none of the model's cameras, and closer than the package's own
+            view.distance, view.azimuth, view.elevation, view.lookat = 1.4, 90, -60, (0, 0.535, 1.1)
+            self._camera = Camera(self._env.physics.model.ptr, view)
+        return self._camera.frame(self._env.physics.data.ptr)
+
+    def close(self):
+        if self._camera:
+            self._camera.close()
+            self._camera = None
+
+
+def _flat(observation: dict) -> np.ndarray:
+    """The package's entries one after the other, without the image  ->  (73,) float32."""
+    return np.concatenate([observation[key] for key in OBS], dtype=np.float32)
