@@ -35,7 +35,7 @@ class Game(gym.Env):
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32)
         self.render_mode, self.name = render_mode, task.name
         self.length, self.t, self.ret = task.episode_length, task.episode_length, 0.0  # reset comes first
-        self.cosmetic = np.random.default_rng(0)
+        self.cosmetic, self._started = np.random.default_rng(0), False
         self._np_random, self._np_random_seed = seeding.np_random(seed)
 
     def start(self) -> None:
@@ -59,9 +59,14 @@ class Game(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
-        self.t, self.ret = 0, 0.0
-        self.start()
+        if seed is not None:
+            self.cosmetic = np.random.default_rng(0)
+        self._begin()
         return self._obs(), self._info()
+
+    def _begin(self) -> None:
+        self.t, self.ret, self._started = 0, 0.0, True
+        self.start()
 
     def step(self, action):
         if self.t >= self.length:
@@ -86,6 +91,8 @@ class Game(gym.Env):
         unknown = set(state) - {*self.STATE, "t", "ret", "rng"}
         if unknown:
             raise ValueError(f"{self.name} has no state called {', '.join(sorted(unknown))}")
+        if not self._started:  # scenery and the like, which no state holds
+            self._begin()
         for name, value in copy.deepcopy(state).items():
             if name == "rng":
                 self.np_random.bit_generator.state = value
