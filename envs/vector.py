@@ -35,7 +35,8 @@ import numpy as np
 import envs
 
 # Milliseconds per agent step of one core, median over tasks with random actions: only for sharing out the work.
-STEP_MS = {"dmcontrol": 0.2, "metaworld": 0.6}
+STEP_MS = {"dmcontrol": 0.2, "dmcontrol-ext": 0.2, "metaworld": 0.6, "maniskill": 5, "mujoco": 0.15, "box2d": 0.15,
+           "robodesk": 8, "ogbench": 0.7, "miniarcade": 0.1, "atari": 0.4}  # fmt: skip
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
