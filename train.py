@@ -1,7 +1,7 @@
 """Train an agent: demonstrations -> pretraining -> online RL, with evaluation and checkpoints on the way.
 
     python train.py                                            the starter: eight tasks through the whole recipe
-    python train.py --tasks all                                every training task of the suites in envs.MAKERS
+    python train.py --tasks all                                all 200 training tasks
     python train.py --tasks walker-walk --demos none           one task from scratch
     python train.py --tasks mw-door-lock --ckpt runs/starter/agent.safetensors     finetune a saved agent
     python train.py --resume runs/starter                      go on after a kill; on a CPU bit for bit the same
@@ -50,7 +50,7 @@ class Train:
     """Train an agent. With no arguments: the starter, eight tasks on a laptop."""
 
     tasks: str = STARTER
-    """all, a suite (dmcontrol, metaworld), or task names with commas between"""
+    """all, heldout, a suite, or task names with commas between; gym:<id> and module:function are names, too"""
     preset: Literal["auto", "published", "laptop"] = "auto"
     """where every other default comes from; auto: published on a CUDA GPU, else laptop"""
     run: Path | None = None
