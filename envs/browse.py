@@ -124,11 +124,11 @@ def picture(name: str) -> np.ndarray | str:
         return str(error)
 
 
-def gallery(names: list[str], path: Path, workers: int, columns: int = 20, size: int = 84) -> None:
+def gallery(names: list[str], path: Path, workers: int, columns: int = 20, size: int = 112) -> None:
     """One cell per task, its name below. Written with a palette of 256 colours, or it would be three times as large."""
     from PIL import Image, ImageDraw
 
-    rows, height = -(-len(names) // columns), size + 22
+    rows, height = -(-len(names) // columns), size + 26
     sheet = Image.new("RGB", (columns * (size + 4), rows * height), "white")
     draw = ImageDraw.Draw(sheet)
     pictures = zip(names, in_processes(picture, names, workers, "gallery"), strict=True)
@@ -136,11 +136,11 @@ def gallery(names: list[str], path: Path, workers: int, columns: int = 20, size:
         x, y = i % columns * (size + 4) + 2, i // columns * height
         if isinstance(frame, str):
             draw.rectangle((x, y, x + size - 1, y + size - 1), fill="#e8e8e8")
-            draw.multiline_text((x + 3, y + 3), "\n".join(textwrap.wrap(frame, 17)[:8]), "black", font_size=8)
+            draw.multiline_text((x + 3, y + 3), "\n".join(textwrap.wrap(frame, 18)[:7]), "black", font_size=10)
         else:
             sheet.paste(Image.fromarray(frame).resize((size, size), Image.Resampling.LANCZOS), (x, y))
-        label = "\n".join(textwrap.wrap(name.removeprefix("pygame-"), 17)[:2])
-        draw.multiline_text((x, y + size + 1), label, "black", font_size=8, spacing=0)
+        label = "\n".join(textwrap.wrap(name.removeprefix("pygame-"), 20)[:2])
+        draw.multiline_text((x, y + size + 1), label, "black", font_size=10, spacing=0)
     sheet.quantize(256).save(path, optimize=True)
     print(f"{len(names)} tasks: {path}, {path.stat().st_size / 1e6:.2f} MB")
 

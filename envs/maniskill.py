@@ -5,7 +5,7 @@
                                                  ms-ant-*: always 0, the package defines no success there
     arms   = 4 inputs: hand shifted in x, y, z (+-1: 0.1 m from where it is) and gripper; 7: turned as well (+-1: 0.1
              rad the other way round, the package's sign); a positive gripper input opens the Panda's fingers
-    reset  = builds the scene anew (20 to 30 ms) the engine keeps contacts of the past, and nothing else clears them
+    reset  = builds the scene anew (5 to 25 ms)  the engine keeps contacts of the past, and nothing else clears them
     state  = the episode's seed and its actions  set_state plays them again, for the same reason: it takes as long
     asset  = real or stand-in, in every info     some objects and robots are no part of the package: maniskill_assets.py
 

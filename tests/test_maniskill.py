@@ -286,13 +286,13 @@ def test_scores():
     hopper, ant = envs.make("ms-hopper-stand"), envs.make("ms-ant-walk")
     cartpole = envs.make("ms-cartpole-balance")
     for env, best in ((hopper, 600), (cartpole, 1000), (ant, None)):
-        total, assets = 0.0, {env.reset(seed=2)[1]["asset"]}
-        for action in 0.3 * some_actions(env._name, 30):
+        total, assets = 0.0, {env.reset(seed=1)[1]["asset"]}  # this hopper starts on its foot
+        for action in 0.3 * np.random.default_rng(0).uniform(-1, 1, (30, *env.action_space.shape)):
             _, reward, _, _, info = env.step(action)
             total += reward
             assets.add(info["asset"])
             assert info["score"] == (pytest.approx(total / best, abs=1e-12) if best else 0.0) and info["success"] == 0.0
-        assert assets == {"real"} and (total > 0 or env is hopper)
+        assert assets == {"real"} and total > 0
 
 
 # ---- solvable by hand: the inputs mean what the header says ----
@@ -452,7 +452,7 @@ for name in sys.argv[1:]:
 
 def check_processes(names):
     one, other = run_python(PROCESS, *names), run_python(PROCESS, *names[::-1])
-    assert sorted(one.splitlines()) == sorted(other.splitlines()) and len(set(one.split())) == 2 * len(names)
+    assert sorted(one.splitlines()) == sorted(other.splitlines()) and len(one.splitlines()) == len(names)
 
 
 @pytest.mark.slow
