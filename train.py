@@ -193,6 +193,8 @@ def check(cfg: Train, tasks: list[str]) -> None:
     longest = max(t.episode_length for t in rows)
     if cfg.agent.horizon > min(t.episode_length for t in rows):
         raise ValueError(f"horizon {cfg.agent.horizon} is longer than the shortest episode of these tasks")
+    if cfg.eval_every < min(longest, cfg.steps):  # environments start afresh there: such an episode would never end
+        raise ValueError(f"eval_every {cfg.eval_every} is shorter than an episode of these tasks, {longest} steps")
     if cfg.buffer_steps <= longest:
         raise ValueError(f"buffer_steps {cfg.buffer_steps} cannot hold one episode of {longest} steps")
     needed = gigabytes(cfg.buffer_steps, cfg.agent.obs_dim, cfg.agent.action_dim, torch.float32)

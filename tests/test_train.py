@@ -219,6 +219,7 @@ BAD = {
     "foreign run": ("--resume old", "another version"),
     "no demonstrations": ("--tasks mw-reach,mw-push --demos good_intentions", "mw-reach, mw-push"),
     "memory": ("--buffer-steps 10000000000000", "GB are free"),
+    "evaluations too often": ("--eval-every 60", "eval_every 60 is shorter than an episode"),
     "small buffer": ("--buffer-steps 100", "cannot hold one episode"),
 }
 
