@@ -161,8 +161,8 @@ def play(name: str, path: Path, policy: str, seed: int) -> None:
 
 
 # What one agent step of the task costs in its package alone: the same simulator calls, without observation, reward,
-# score and checks of ours. `env` is the adapter, of which only the simulator inside is used. MiniArcade is our own, and
-# OGBench and Box2D are stepped through the classes that the packages publish.
+# score and checks of ours. `env` is the adapter, of which only the simulator inside is used. Suites that aren't here
+# are timed without a comparison.
 PACKAGE_STEP = {
     "dmcontrol": lambda env, a: [env._env.step(env._low + env._scale * (a + 1)) for _ in range(env._repeat)],
     "metaworld": lambda env, a: [env._env.step(a) for _ in range(env._repeat)],
@@ -173,12 +173,11 @@ PACKAGE_STEP["dmcontrol-ext"] = PACKAGE_STEP["dmcontrol"]
 
 def steps_per_second(env, step: Callable, steps: int) -> float:
     """The best of three: what disturbs a measurement only makes it slower."""
-    actions = np.random.default_rng(0).uniform(-1, 1, (steps, *env.action_space.shape)).astype(np.float32)
-    times = []
+    drawn, times = actions(env, "random", 0, steps), []
     for _ in range(3):
         env.reset(seed=0)
         start = time.perf_counter()
-        for action in actions:
+        for action in drawn:
             step(action)
         times.append(time.perf_counter() - start)
     return steps / min(times)

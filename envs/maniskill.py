@@ -31,7 +31,6 @@ from gymnasium.utils import seeding
 
 from envs import maniskill_assets as assets
 
-asset = assets.asset  # for the table of `python -m envs`
 _POS, _POSE, _JOINTS = "pd_ee_delta_pos", "pd_ee_delta_pose", "pd_joint_delta_pos"
 SCENES = {  # what follows "ms-" -> the package's environment or a key of _own_scenes, control mode, arguments
     "ant-walk": ("MS-AntWalk-v1", _JOINTS, {}),
