@@ -53,7 +53,7 @@ class EnvBench:
     tasks: str = "all,heldout"
     """which ones"""
     steps: int = 100
-    """agent steps of a measurement; the best of three"""
+    """agent steps of a measurement; the best of five"""
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, repeats: int = 10) -> float:

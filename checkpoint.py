@@ -34,6 +34,7 @@ class State:
     updates: int = 0  # in this phase
     vector_step: int = 0  # online steps of each environment
     learning_steps: int = 0  # environment steps since the first episodes ended; times utd: the updates that are due
+    demos: dict[str, list[float]] = field(default_factory=dict)  # task -> returns of its demonstrations
     episodes: dict[str, int] = field(default_factory=dict)  # finished online, per task
     results: dict[str, dict] = field(default_factory=dict)  # "random", "pretrained", "online" -> task -> episodes
     log_size: int = 0  # bytes of metrics.jsonl

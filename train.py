@@ -73,7 +73,8 @@ class Train:
     """refuse tasks whose assets are stand-ins here, with the command that downloads the real ones"""
 
     demos: str = "auto"
-    """auto: made in demos/ for every task that has a source; none; or a folder with a file for every task"""
+    """auto: in demos/, made there where a script can (seconds), others are used if `demos.py make` made them; none; or
+    a folder, in which tasks may be missing: they take part online only"""
     demo_episodes: int = 10
     """demonstrations per task"""
     pretrain_updates: int = 200_000
@@ -204,16 +205,16 @@ def check(cfg: Train, tasks: list[str]) -> None:
 
 
 def demo_files(cfg: Train, tasks: list[str]) -> dict[str, Path]:
-    """Where the demonstrations of each task are, or will be made. FileNotFoundError if a given folder lacks some."""
+    """Where the demonstrations of each task are, or will be made. FileNotFoundError if a given folder has none."""
     if cfg.demos == "none":
         return {}
-    if cfg.demos == "auto":
-        return {name: Path(f"demos/{name}.safetensors") for name in tasks if envs.TASKS[name].domain in demos.SOURCES}
-    paths = {name: Path(cfg.demos) / f"{name}.safetensors" for name in tasks}
-    missing = [name for name, path in paths.items() if not path.is_file()]
-    if missing:
+    folder = Path("demos" if cfg.demos == "auto" else cfg.demos)
+    paths = {name: folder / f"{name}.safetensors" for name in tasks}
+    scripted = [name for name in tasks if cfg.demos == "auto" and demos.source_of(name) == "script"]
+    paths = {name: path for name, path in paths.items() if path.is_file() or name in scripted}
+    if not paths and cfg.demos != "auto":
         raise FileNotFoundError(
-            f"no demonstrations in {cfg.demos} for {', '.join(missing)}; make them with `python demos.py make`, "
+            f"no demonstrations in {cfg.demos} for {', '.join(tasks)}; make them with `python demos.py make`, "
             "or use --demos auto or none"
         )
     return paths
@@ -237,9 +238,16 @@ def create_agent(cfg: Train, tasks: list[str], device: torch.device) -> newt.Age
         shape = {name: getattr(source.cfg, name) for name in ("size", "obs_dim", "action_dim", "task_dim", "num_bins")}
         settings, params, q_scale = replace(settings, **shape), source.params, float(source.q_scale)
     emb = torch.zeros(len(tasks), 0)
-    if settings.task_dim:
-        sentences = [f"{row.embodiment}. {cfg.instruction or row.instruction}." for row in rows]
-        emb = language.embed(sentences)
+    if cfg.ckpt and settings.task_dim not in (0, language.DIM):  # published agents: language.py can't make such
+        unknown = [name for name in tasks if name not in source.tasks]
+        if unknown or cfg.instruction:
+            raise ValueError(
+                f"{cfg.ckpt} reads embeddings of {settings.task_dim} numbers, which can't be made here: it can only be "
+                f"finetuned on its own tasks and instructions, not on {', '.join(unknown) or 'another instruction'}"
+            )
+        emb = source.emb[[source.tasks.index(name) for name in tasks]]
+    elif settings.task_dim:
+        emb = language.embed([f"{row.embodiment}. {cfg.instruction or row.instruction}." for row in rows])
     dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
     shown = demo_files(cfg, tasks)
     guided = [cfg.guide == "all" or bool(cfg.ckpt) or name in shown for name in tasks]
@@ -334,9 +342,21 @@ def main(cfg: Train) -> None:
         print(f"(preset laptop; the published preset would take about {weeks} here: use a GPU for that)")
 
     # ---- demonstrations, replay, log; a resumed run goes on from its newest checkpoint
-    if cfg.demos == "auto":
-        demos.make_all(list(paths), cfg.demo_episodes, Path("demos"), cfg.seed, cfg.workers or None)
-    files = {name: demos.load(path, name) for name, path in paths.items()}
+    if cfg.demos == "auto" and not resumed:
+        scripted = [name for name in paths if demos.source_of(name) == "script"]
+        demos.make_all(scripted, cfg.demo_episodes, Path("demos"), cfg.seed, cfg.workers or None)
+    files = {name: demos.load(path, name) for name, path in paths.items() if path.is_file()}
+    if resumed:  # what was made since must not change the run
+        files = {name: file for name, file in files.items() if name in state.demos}
+    shown = {name: file.ret[: cfg.demo_episodes].tolist() for name, file in files.items()}
+    if resumed and shown != state.demos:
+        raise ValueError(
+            f"{folder} began with other demonstrations than those in {cfg.demos.replace('auto', 'demos')}/"
+        )
+    state.demos = shown
+    without = [name for name in tasks if name not in files]
+    if files and without:
+        print(f"no demonstrations of {', '.join(without)}: online only (`python demos.py make --tasks ...` makes some)")
     longest = max(envs.TASKS[name].episode_length for name in tasks)
     online = Buffer(cfg.buffer_steps, agent.cfg.obs_dim, agent.cfg.action_dim)
     demo = None

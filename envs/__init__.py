@@ -6,6 +6,7 @@ Contract of every environment here:
     step     truncates at `episode_length` agent steps, never terminates; stepping on without a reset raises
     info     on every reset and step: success, 0.0 or 1.0; score, a float in [0, 1], at the last step the episode's
     state    get_state() is a dict of numpy arrays and numbers, set_state(it) continues exactly from there
+    name     the task's
     render   (224, 224, 3) uint8; OpenGL is loaded at the first frame, so training on states needs none
 Simulators are imported inside their maker: a missing one only matters for its own tasks.
 
@@ -152,9 +153,11 @@ def make(name: str, seed: int = 0, render_mode: str | None = None) -> gym.Env:
     module, package = MAKERS.get(task.domain, ("custom", "the packages that it imports"))
     try:
         with import_without_gl():
-            return importlib.import_module(f"{__name__}.{module}").make(task, seed, render_mode)
+            env = importlib.import_module(f"{__name__}.{module}").make(task, seed, render_mode)
     except ModuleNotFoundError as error:
         raise ImportError(f"task {name!r} needs `pip install {package}` ({error})") from error
+    env.name = name
+    return env
 
 
 for _task in TASKS.values():

@@ -85,6 +85,8 @@ class Atari(gym.Env):
         self._ale = ale_py.ALEInterface()
         self._ale.setFloat("repeat_action_probability", 0.0)
         self._ale.loadROM(ale_py.roms.get_rom_path(ROMS.get(name, name.replace("-", "_"))))
+        self._ale.reset_game()
+        self._start = self._ale.cloneState(include_rng=True), self._ale.getScreenRGB().copy()
         self.action_space = gym.spaces.Box(-1, 1, (task.action_dim,), np.float32)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32)
         self.render_mode = render_mode
@@ -95,8 +97,9 @@ class Atari(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
-        self._ale.reset_game()
-        self._steps, self._return, self._screen = 0, 0.0, None
+        console, screen = self._start  # the emulator's own reset leaves traces of the last game in six of the 27
+        self._ale.restoreState(console)
+        self._steps, self._return, self._screen = 0, 0.0, screen
         return self._obs(), self._info()
 
     def step(self, action):

@@ -132,9 +132,10 @@ class Walker(walker.BipedalWalker):
     def step(self, action):
         before = self.hull.position.x
         obs, reward, *rest = super().step(action)
-        obs[2], obs[3] = (0.3 * v * VIEW / walker.FPS for v in self.hull.linearVelocity)
-        if not (self.game_over or self.hull.position.x < 0):  # else it is Gymnasium's -100
-            reward += (METRE - 130 / walker.SCALE) * (self.hull.position.x - before)
+        x, (vx, vy) = self.hull.position.x, self.hull.linearVelocity
+        obs[2], obs[3] = 0.3 * vx * VIEW / walker.FPS, 0.3 * vy * VIEW / walker.FPS
+        if not (self.game_over or x < 0):  # else it is Gymnasium's -100
+            reward += (METRE - 130 / walker.SCALE) * (x - before)
         return obs, min(max(float(reward), -1.0), 10.0), *rest
 
     def draw(self, canvas) -> None:
@@ -226,13 +227,15 @@ class Land(lander.LunarLander):
 
     def step(self, action):
         super().step(action)  # the physics; its observation and reward are those of a world 600 pixels wide
-        main, side = np.clip(np.asarray(action, np.float64), -1, 1)
-        main, side = (main + 1) / 2 if main > 0 else 0.0, abs(side) if abs(side) > 0.5 else 0.0
+        main, side = np.asarray(action).tolist()
+        main, side = (min(main, 1.0) + 1) / 2 if main > 0 else 0.0, min(abs(side), 1.0) if abs(side) > 0.5 else 0.0
         obs = np.array(self.observe(), np.float32)
-        return obs, float(self.pay(obs, main, side)), False, False, {}
+        return obs, self.pay(obs.tolist(), main, side), False, False, {}  # numbers of numpy's are slow one by one
 
     def observe(self) -> list:
-        (x, y), (vx, vy), half = self.lander.position, self.lander.linearVelocity, SIDE / 2
+        place, speed, half = self.lander.position, self.lander.linearVelocity, SIDE / 2
+        x, y, vx, vy = place.x, place.y, speed.x, speed.y
+        self.at = x, y
         return [
             (x - half) / half,
             (y - self.helipad_y - lander.LEG_DOWN / lander.SCALE) / half,
@@ -248,7 +251,7 @@ class Land(lander.LunarLander):
         """Reward of a simulator step. main, side: how much of their power the engines used, 0 or 0.5 to 1."""
         x, y, vx, vy, angle, _, left, right = obs
         before = self.shaping
-        self.shaping = 10 * (left + right) - 100 * (np.sqrt(x * x + y * y) + np.sqrt(vx * vx + vy * vy) + abs(angle))
+        self.shaping = 10 * (left + right) - 100 * (math.hypot(x, y) + math.hypot(vx, vy) + abs(angle))
         if not self.lander.awake:  # NOTE: it comes first, so that a wreck that lies still is paid, too
             return 0.5
         if self.game_over or abs(x) >= 1:
@@ -278,11 +281,11 @@ class Hover(Land):
         self.goal = (x + self.np_random.uniform(-1, 1), y + self.np_random.uniform(-1, 1))
 
     def observe(self) -> list:
-        x, y = self.lander.position
-        return [*super().observe(), (self.goal[0] - x) / (SIDE / 2), (self.goal[1] - y) / (SIDE / 2)]
+        obs, (x, y) = super().observe(), self.at
+        return [*obs, (self.goal[0] - x) / (SIDE / 2), (self.goal[1] - y) / (SIDE / 2)]
 
     def pay(self, obs, main: float, side: float) -> float:
-        x, y = self.lander.position
+        x, y = self.at
         if y < self.helipad_y + lander.LEG_DOWN / lander.SCALE:
             return 0.0
         return min(max(1 - math.dist(self.goal, (x, y)) / 6 - 0.03 * main - 0.003 * side, 0.0), 1.0)

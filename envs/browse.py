@@ -4,9 +4,12 @@
     python -m envs --check all                        one random episode of all 228 tasks, against the contract
     python -m envs --gallery tasks.png                a labelled picture of every training task
     python -m envs --play walker-walk --out walk.mp4  a film of a random policy
+    python -m envs --random FILE.csv                  what chance and doing nothing are worth, every task
 Test: pytest tests/test_tasks.py
 """
 
+import csv
+import importlib
 import multiprocessing
 import os
 import textwrap
@@ -42,10 +45,12 @@ class Cli:
     """who acts in --play"""
     out: Path = Path("play.mp4")
     """file of --play"""
+    random: Path | None = None
+    """write return, score and success of 20 episodes with random and 5 with zero actions, per task (CSV)"""
     seed: int = 0
     """of the start and the random actions"""
     workers: int = 0
-    """processes of --check and --gallery; 0: one per core"""
+    """processes of --check, --gallery and --random; 0: one per core"""
     require_real_assets: bool = False
     """refuse tasks whose assets are stand-ins here, with the command that downloads the real ones"""
 
@@ -160,27 +165,79 @@ def play(name: str, path: Path, policy: str, seed: int) -> None:
     print(f"{path}: score {info['score']:.3f}")
 
 
+EPISODES = {"random": 20, "zero": 5}  # of --random
+
+
+def baseline(name: str) -> list[dict]:
+    """Two rows: mean and standard deviation (over the episodes, divisor n) of a random policy and of zero actions."""
+    env, rows = envs.make(name), []
+    for policy, episodes in EPISODES.items():
+        ends = []
+        for episode in range(episodes):
+            env.reset(seed=episode)
+            total = 0.0
+            for action in actions(env, policy, episode, envs.TASKS[name].episode_length):
+                _, reward, _, _, info = env.step(action)
+                total += reward
+            ends.append((total, info["score"], info["success"]))
+        row = {"task": envs.label(name), "suite": envs.TASKS[name].domain, "policy": policy, "episodes": episodes}
+        for word, values in zip(("return", "score", "success"), zip(*ends, strict=True), strict=True):
+            row |= {f"{word}_mean": f"{np.mean(values):.4f}", f"{word}_sd": f"{np.std(values):.4f}"}
+        rows.append(row)
+    env.close()
+    return rows
+
+
+def baselines(names: list[str], path: Path, workers: int) -> None:
+    rows = [row for pair in in_processes(baseline, names, workers, "random") for row in pair]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    for policy in EPISODES:
+        mean = np.mean([float(row["score_mean"]) for row in rows if row["policy"] == policy])
+        print(f"{policy:7} mean score {mean:.3f} over {len(names)} tasks")
+    print(path)
+
+
 # What one agent step of the task costs in its package alone: the same simulator calls, without observation, reward,
-# score and checks of ours. `env` is the adapter, of which only the simulator inside is used. Suites that aren't here
-# are timed without a comparison.
+# score and checks of ours. `env` is the adapter, of which only the simulator inside is used. MiniArcade has no package.
 PACKAGE_STEP = {
     "dmcontrol": lambda env, a: [env._env.step(env._low + env._scale * (a + 1)) for _ in range(env._repeat)],
     "metaworld": lambda env, a: [env._env.step(a) for _ in range(env._repeat)],
     "mujoco": lambda env, a: [env._env.step(a) for _ in range(env._repeat)],
+    "ogbench": lambda env, a: [env._body.step(a) for _ in range(env._repeat)],
+    "robodesk": lambda env, a: env._env.step(a),
+    "maniskill": lambda env, a: [env._sim.step(a) for _ in range(env._repeat)],
+    "box2d": lambda env, a: [_gymnasium_step(env._env, a) for _ in range(env._repeat)],
+    "atari": lambda env, a: [_emulator_step(env, a) for _ in range(env._repeat)],
 }
 PACKAGE_STEP["dmcontrol-ext"] = PACKAGE_STEP["dmcontrol"]
 
 
-def steps_per_second(env, step: Callable, steps: int) -> float:
-    """The best of three: what disturbs a measurement only makes it slower."""
-    drawn, times = actions(env, "random", 0, steps), []
-    for _ in range(3):
-        env.reset(seed=0)
-        start = time.perf_counter()
-        for action in drawn:
-            step(action)
-        times.append(time.perf_counter() - start)
-    return steps / min(times)
+def _gymnasium_step(env, action) -> None:
+    """The step of the class that ours is a subclass of, in our world."""
+    package = next(c for c in type(env).__mro__ if c.__module__.startswith("gymnasium.envs.box2d"))
+    package.step(env, action)
+
+
+def _emulator_step(env, action) -> None:
+    word, deflection = importlib.import_module("envs.atari").stick(action)
+    env._ale.act(env._ale_py.Action.__members__[word], deflection)
+    env._ale.getRAM()
+
+
+def steps_per_second(env, calls: list[Callable], steps: int) -> list[float]:
+    """Of each call, per second of processor time: the best of five, in turn, as what disturbs only makes it slower."""
+    drawn, best = actions(env, "random", 0, steps), [np.inf] * len(calls)
+    for _ in range(5):
+        for i, step in enumerate(calls):
+            env.reset(seed=0)
+            start = time.process_time()
+            for action in drawn:
+                step(action)
+            best[i] = min(best[i], time.process_time() - start)
+    return [steps / seconds for seconds in best]
 
 
 def time_suite(names: list[str], steps: int, queue) -> None:
@@ -194,10 +251,10 @@ def time_suite(names: list[str], steps: int, queue) -> None:
         env = envs.make(name)
         made = time.perf_counter() - start
         n = min(steps, row.episode_length)
-        ours = steps_per_second(env, env.step, n)
         package = PACKAGE_STEP.get(row.domain)
-        theirs = steps_per_second(env, lambda a, env=env, package=package: package(env, a), n) if package else None
-        cost = f"package alone {theirs:7.0f} /s, wrapping costs {theirs / ours - 1:4.0%}" if theirs else ""
+        alone = [lambda a, env=env, package=package: package(env, a)] if package else []
+        ours, *theirs = steps_per_second(env, [env.step, *alone], n)
+        cost = f"package alone {theirs[0]:7.0f} /s, wrapping costs {theirs[0] / ours - 1:4.0%}" if theirs else ""
         queue.put(f"{name:32} {ours:7.0f} /s   made in {made:5.2f} s   {cost}".rstrip())
         kept.append(env)
     grown = (process.memory_info().rss - before) / 2**20
@@ -218,11 +275,13 @@ def main(cfg: Cli) -> None:
     if cfg.check:
         names = envs.select("all,heldout" if cfg.check == "all" else cfg.check)
         raise SystemExit(0 if check(names, cfg.workers) else 1)
-    for path in (cfg.gallery, cfg.play and cfg.out):
+    for path in (cfg.gallery, cfg.random, cfg.play and cfg.out):
         if path and not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     if cfg.gallery:
         gallery(envs.select(cfg.tasks if cfg.tasks != Cli.tasks else "all"), cfg.gallery, cfg.workers)
+    elif cfg.random:
+        baselines(envs.select(cfg.tasks), cfg.random, cfg.workers)
     elif cfg.play:
         play(*envs.select(cfg.play), cfg.out, cfg.policy, cfg.seed)
     else:

@@ -23,6 +23,14 @@ from envs.camera import Camera
 # package (a slightly stiffer hand): use that one to compare with results of the package.
 WELD_TORQUE_SCALE = 3.75
 CAMERA = "corner4"  # what Newt gets by moving corner2 to (0.75, 0.075, 0.7)
+# How the player goes on after its first success, in turn. Many experts keep moving then, and lose it again.
+WAYS = (
+    "position",  # hold the hand where it succeeded
+    "zero",  # no motion, gripper as it was
+    "while",  # no motion only while it is a success, the expert again when that is lost
+    "continue",  # the expert as it is
+    "repeat",  # the last action again
+)
 
 
 def make(task, seed: int, render_mode: str | None) -> gym.Env:
@@ -118,3 +126,26 @@ class MetaWorld(gym.Env):
         if self._camera:
             self._camera.close()
             self._camera = None
+
+
+def player(env, obs, number):
+    """Yields what the package's scripted expert does, asked once per agent step, in way number % 5 of WAYS."""
+    from metaworld.policies import ENV_POLICY_MAP
+
+    expert, way = ENV_POLICY_MAP[env.name.removeprefix("mw-") + "-v3"](), WAYS[number % len(WAYS)]
+    held, success, last = None, False, None  # held: the hand's position at the first success
+    while True:
+        action = np.clip(expert.get_action(obs.astype(np.float64)), -1, 1)
+        if held is not None:
+            gripper = last[3]  # action: hand motion 3, gripper 1
+            if way == "position":
+                action = np.append(np.clip(10 * (held - obs[:3]), -1, 1), gripper)
+            elif way == "zero" or (way == "while" and success):
+                action = np.append(np.zeros(3), gripper)
+            elif way == "repeat":
+                action = last
+        last = action.astype(np.float32)
+        obs, info = yield last
+        success = info["success"]
+        if success and held is None:
+            held = obs[:3].astype(np.float64)

@@ -68,6 +68,12 @@ class MuJoCo(gym.Env):
         action = np.asarray(action, np.float32)  # stays float32: the control cost is computed in it
         if action.shape != self.action_space.shape:
             raise ValueError(f"action has shape {action.shape}, this task takes {self.action_space.shape}")
+        obs, total = self._advance(action)
+        self._steps += 1
+        self._return += total
+        return obs.astype(np.float32), total, False, self._steps == self._length, self._info()
+
+    def _advance(self, action) -> tuple[np.ndarray, float]:
         total = 0.0
         for _ in range(self._repeat):
             obs, reward, terminated, _, _ = self._env.step(action * self._env.action_space.high)
@@ -77,13 +83,11 @@ class MuJoCo(gym.Env):
                 self._tipped |= terminated
                 reward = 0.0 if self._tipped else reward
             total += float(reward)
-        self._steps += 1
-        self._return += total
-        return obs.astype(np.float32), total, False, self._steps == self._length, self._info()
+        return obs, total
 
     def _info(self) -> dict:
         score = (self._return - self._low) / (self._high - self._low)
-        return {"score": float(np.clip(score, 0, 1)), "success": 0.0}
+        return {"score": min(max(score, 0.0), 1.0), "success": 0.0}
 
     def get_state(self) -> dict:
         """Everything the future depends on, as copies."""
@@ -118,3 +122,25 @@ class MuJoCo(gym.Env):
         if self._camera:
             self._camera.close()
             self._camera = None
+
+
+def player(env, obs, number):
+    """Yields linear-quadratic feedback for the inverted pendulum, from finite differences at upright."""
+    import mujoco
+    from scipy.linalg import solve_discrete_are
+
+    model, scratch, high = env._env.model, mujoco.MjData(env._env.model), env._env.action_space.high[0]
+
+    def after(x) -> np.ndarray:
+        """(position, angle, their speeds, action)  ->  the first four an agent step later."""
+        scratch.qpos, scratch.qvel, scratch.ctrl = x[:2], x[2:4], high * x[4]
+        mujoco.mj_step(model, scratch, env._env.frame_skip * env._repeat)
+        return np.concatenate([scratch.qpos, scratch.qvel])
+
+    both = np.stack([(after(x) - after(-x)) / 2e-5 for x in 1e-5 * np.eye(5)], 1)
+    a, b = both[:, :4], both[:, 4:]
+    price, effort = np.diag([1, 10, 0.1, 0.1]), np.array([[0.1]])  # of the four; of the action
+    p = solve_discrete_are(a, b, price, effort)
+    gain = np.linalg.solve(effort + b.T @ p @ b, b.T @ p @ a)
+    while True:
+        obs, _ = yield -gain @ obs

@@ -20,6 +20,7 @@ a temporary file and an open descriptor behind per environment, and its ball tas
 Test: pytest tests/test_ogbench.py
 """
 
+import collections
 import itertools
 import tempfile
 import xml.etree.ElementTree as ET
@@ -68,6 +69,18 @@ def pairs(maze: str) -> np.ndarray:
     gap, cells = _CELLS[maze]
     both = np.array(list(itertools.product([list(map(int, cell)) for cell in cells.split()], repeat=2)))
     return both[np.abs(both[:, 0] - both[:, 1]).sum(1) >= gap]
+
+
+def cells_to(walls: np.ndarray, goal: tuple[int, int]) -> dict[tuple[int, int], int]:
+    """Steps from every free cell that is connected to the goal, by breadth-first search."""
+    distance, queue = {goal: 0}, collections.deque([goal])
+    while queue:
+        i, j = queue.popleft()
+        for cell in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)):
+            if cell not in distance and min(cell) >= 0 and max(cell) < len(walls) and not walls[cell]:
+                distance[cell] = distance[i, j] + 1
+                queue.append(cell)
+    return distance
 
 
 def make(task, seed: int, render_mode: str | None) -> gym.Env:
@@ -161,7 +174,7 @@ class Maze(OGBench):
             task, seed, render_mode, _build({"point": PointEnv, "ant": AntEnv}[body], _add_maze, MAPS[maze])
         )
         self._is_point, self._tolerance = body == "point", 1.0 if body == "point" else 0.5
-        self._pairs, self._before = pairs(maze), np.zeros(2)
+        self._pairs, self._walls, self._before = pairs(maze), MAPS[maze], np.zeros(2)
 
     def _place(self):
         start, self._goal = (
@@ -184,6 +197,17 @@ class Maze(OGBench):
 
     def _succeeds(self) -> bool:
         return np.linalg.norm(self._body.get_xy() - self._goal) <= self._tolerance
+
+    def waypoint(self) -> np.ndarray:
+        """(2,): the goal if it is in this cell, else the centre of the neighbouring cell from which it is nearest."""
+        here, goal = (tuple(int(k) for k in np.rint(xy[::-1] / 4 + 1)) for xy in (self._body.get_xy(), self._goal))
+        if here == goal:
+            return self._goal
+        distance = cells_to(self._walls, goal)
+        i, j = here
+        neighbours = [(i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)]
+        i, j = min(neighbours, key=lambda cell: distance.get(cell, np.inf))
+        return np.array([4.0 * j - 4, 4.0 * i - 4])
 
     def _observe(self) -> np.ndarray:
         xy, data = self._body.get_xy(), self._body.data
@@ -271,6 +295,12 @@ class Ball(OGBench):
 
     def _view(self):
         return _from_above((0, 0, 0.75), distance=8)  # 0.75: the package aims at the middle of the ant
+
+
+def player(env, obs, number):
+    """og-point-*: yields the way to the next waypoint; an agent step moves the point by 4 times 0.2 * action."""
+    while True:
+        yield (env.waypoint() - env._body.get_xy()) / 0.8
 
 
 def _build(body: type, add, *arguments) -> gym.Env:

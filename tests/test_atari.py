@@ -312,3 +312,21 @@ def test_table_of_games():
         signed = f"R{'+' if low < 0 else '-'}{abs(low)}" if low else "R"
         inner = f"({signed})/{high - low}" if low else f"R/{high}"
         assert envs.TASKS[name].score_formula == f"clip01({inner})"
+
+
+@pytest.mark.parametrize("game", ["assault", "beamrider", "ice-hockey", "krull", "seaquest", "yars-revenge"])
+def test_reset_forgets_the_past(game):
+    """The emulator's own reset doesn't, in these six."""
+    actions = np.random.default_rng(0).uniform(-1, 1, (60, 3)).astype(np.float32)
+    env, fresh = envs.make(f"atari-{game}"), envs.make(f"atari-{game}")
+
+    def play(env):
+        obs = [env.reset(seed=1)[0]]
+        frame = env.render()
+        return np.array(obs + [env.step(action)[0] for action in actions]), frame
+
+    first, frame = play(fresh)
+    for _ in range(3):
+        again, picture = play(env)
+        np.testing.assert_array_equal(again, first)
+        np.testing.assert_array_equal(picture, frame)

@@ -1,12 +1,16 @@
 """Demonstrations: what is stored replays exactly, only good attempts are kept, broken files are told from good ones.
 
-Run: pytest tests/test_demos.py                (about 30 s on one core)
+Run: pytest tests/test_demos.py                (about a minute on one core)
+     pytest tests/test_demos.py -m slow        (an agent's demonstrations)
 """
 
+import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -17,6 +21,7 @@ from safetensors.numpy import save_file
 
 import demos
 import envs
+from envs import metaworld
 
 ROOT = Path(demos.__file__).parent
 TASK, EPISODES = "mw-door-open", 5  # its expert always succeeds and, going on, always loses it again
@@ -25,9 +30,9 @@ ARRAYS = ("obs", "action", "reward", "episode_start", "return", "success", "scor
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("demos") / "new" / f"{TASK}.safetensors"  # the folder isn't there yet
-    demos.make(TASK, EPISODES, path)
-    return path
+    folder = tmp_path_factory.mktemp("demos") / "new"  # it isn't there yet
+    assert demos.make_all([TASK], EPISODES, folder, workers=1) == []
+    return folder / f"{TASK}.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +83,16 @@ def test_replaying_the_actions_gives_the_same_episode(demo):
         assert np.abs(action[1:]).max() <= 1
 
 
-def test_same_seed_same_bytes_other_seed_other_demonstrations(path, tmp_path):
-    demos.make(TASK, EPISODES, tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
-    demos.make(TASK, 1, tmp_path / "other.safetensors", seed=1)
-    assert not set(demos.load(tmp_path / "other.safetensors", TASK).seed.tolist()) & set(read(path)[0]["seed"].tolist())
+def test_same_seed_same_episodes_other_seed_other_ones(path, demo, tmp_path):
+    demos.make_all([TASK], EPISODES, tmp_path / "again", workers=2)  # more workers change nothing
+    again = demos.load(tmp_path / "again" / path.name, TASK)
+    for one, other in zip(demo[:-1], again[:-1], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert {k: v for k, v in demo.meta.items() if "cpu" not in k} == {
+        k: v for k, v in again.meta.items() if "cpu" not in k
+    }
+    demos.make_all([TASK], 1, tmp_path / "other", seed=1, workers=1)
+    assert not set(demos.load(tmp_path / "other" / path.name, TASK).seed.tolist()) & set(demo.seed.tolist())
 
 
 # ---- how an attempt goes on after success ----
@@ -121,14 +131,21 @@ def inside(obs):
 
 
 @pytest.mark.parametrize("way", ["continue", "zero", "position", "repeat", "while"])
-def test_way_by_definition(way):
+def test_way_by_definition(way, monkeypatch, tmp_path):
+    import metaworld.policies
+
     env = Drift()
-    got = demos.attempt(env, Rush(), 5, way)
-    obs, action = got.obs, got.action
+    env.name = TASK
+    monkeypatch.setitem(metaworld.policies.ENV_POLICY_MAP, "door-open-v3", Rush)
+    monkeypatch.setattr(demos, "_environment", lambda task: env)
+    number = metaworld_ways().index(way) + 5
+    demos.attempt(TASK, number, "script", 0, tmp_path / "x.safetensors")
+    arrays, meta = read(tmp_path / "x.safetensors")
+    obs, action, reward = arrays["obs"], arrays["action"], arrays["reward"]
     np.testing.assert_array_equal(action[1:], env.received)
-    assert got.obs.shape == (25, 4) and np.isnan(action[0]).all() and np.isnan(got.reward[0])
-    assert (got.seed, got.way, got.success) == (5, way, inside(obs[-1]))
-    np.testing.assert_allclose(got.reward[1:], obs[1:, 0], rtol=1e-6)  # of the step that led to the row
+    assert obs.shape == (25, 4) and np.isnan(action[0]).all() and np.isnan(reward[0])
+    assert meta["numbers"] == [number] and arrays["success"].tolist() == [inside(obs[-1])]
+    np.testing.assert_allclose(reward[1:], obs[1:, 0], rtol=1e-6)  # of the step that led to the row
     first = next(t for t in range(25) if inside(obs[t]))
     assert first == 4
     for t in range(1, 25):
@@ -143,76 +160,126 @@ def test_way_by_definition(way):
             "while": still if inside(obs[t - 1]) else expert,
         }[way]
         np.testing.assert_allclose(action[t], expert if t <= first else after, atol=1e-6, err_msg=f"step {t}")
-    assert got.success == (way == "position")  # the only one that stands up to the drift
+    assert arrays["success"][0] == (way == "position")  # the only one that stands up to the drift
 
 
-def test_ways_are_drawn_in_turn_and_stored(monkeypatch, tmp_path):
-    drawn, attempt = [], demos.attempt
-
-    def spy(env, expert, seed, way):
-        drawn.append(attempt(env, expert, seed, way))
-        return drawn[-1]
-
-    monkeypatch.setattr(demos, "attempt", spy)
-    demos.make(TASK, 4, tmp_path / "file.safetensors")
-    demo = demos.load(tmp_path / "file.safetensors", TASK)
-    assert len(demos.WAYS) == 5 and {a.way for a in drawn} == set(demos.WAYS)
-    assert [a.way for a in drawn] == [demos.WAYS[i % 5] for i in range(len(drawn))] and len(drawn) == demo.meta["tried"]
-    ways = {a.seed: a.way for a in drawn}
-    assert demo.meta["ways"] == [ways[seed] for seed in demo.seed.tolist()]
-    assert len(set(demo.meta["ways"])) >= 3 and "continue" not in demo.meta["ways"]
-    # The rule of the file's head, spelled out. Here each way has its share of the successes, so all of them count.
-    good = [a for a in drawn if a.success == 1]
-    median = max(np.median([np.nansum(a.reward) for a in good if a.way == way]) for way in {a.way for a in good})
-    want = [a.seed for a in good if np.nansum(a.reward) > 0.75 * median][:4]
-    assert demo.seed.tolist() == want and (demo.success == 1).all()
+def metaworld_ways():
+    assert sorted(metaworld.WAYS) == ["continue", "position", "repeat", "while", "zero"]
+    return metaworld.WAYS
 
 
 # ---- which attempts are accepted ----
 
 
 def tried(*rows):
-    """Attempts from (way, return, success); the seed is the position."""
-    nothing, reward = np.zeros((3, 1), np.float32), [np.array([np.nan, r - 1, 1], np.float32) for _, r, _ in rows]
-    return [
-        demos.Attempt(nothing, nothing, reward[i], float(success), float(success), i, way)
-        for i, (way, _, success) in enumerate(rows)
-    ]
+    """Attempts from (number, return, score)."""
+    rows_of_nothing, start = np.zeros((3, 1), np.float32), np.array([0, 3])
+
+    def one(number, *ends):
+        arrays = (np.array([x], np.float32) for x in ends)
+        meta = {"numbers": [number], "cpu_seconds": [1.0]}
+        return demos.Demos(rows_of_nothing, rows_of_nothing, rows_of_nothing[:, 0], start, *arrays, meta)
+
+    return [one(number, ret, score, score, 0) for number, ret, score in rows]
 
 
-def accepted(*rows, episodes=99):
-    return [attempt.seed for attempt in demos.accept(tried(*rows), episodes)]
+def accepted(*rows, episodes=99, ways=1):
+    return [one.meta["numbers"][0] for one in demos.accept(tried(*rows), episodes, ways)]
 
 
 def test_accept_by_hand():
-    zero = [("zero", 100, 1), ("zero", 75, 1), ("zero", 76, 1), ("zero", 200, 0), ("zero", 101, 1), ("zero", 120, 1)]
-    assert accepted(*zero) == [0, 2, 4, 5]  # median of the successes 100: 75 isn't above 0.75 of it; a failure is out
-    assert accepted(*zero, episodes=3) == [0, 2, 4]  # the first ones, not the best ones
-    assert accepted(*zero, *[("repeat", 50, 1)] * 6) == [0, 2, 4, 5]  # the bar is the best way's, not that of all
-    assert accepted(*zero, *[("position", 160, 1)] * 3) == [6, 7, 8]  # 0.75 x 160 = 120, not above
-    many = [("zero", 100, 1)] * 40
-    assert len(accepted(*many, ("position", 900, 1))) == 41  # one lucky attempt of a way does not set the bar
+    rows = [(0, 100, 1), (1, 75, 1), (2, 76, 1), (3, 200, 0), (4, 101, 1), (5, 120, 1)]
+    assert accepted(*rows) == [0, 2, 4, 5]  # median of the good ones 100: 75 isn't above 0.75 of it; a failure is out
+    assert accepted(*rows, episodes=3) == [0, 2, 4]  # the first ones, not the best ones
+    assert accepted((0, -100, 1), (1, -124, 1), (2, -126, 1), (3, -90, 1), (4, -100, 1)) == [0, 1, 3, 4]  # 1.25 x -100
+    assert accepted((0, 5, 0.29), (1, 5, 0.31)) == [1]  # the floor, 0.3
+    assert accepted((0, 5, 0.2)) == []
 
 
-def test_nothing_good_nothing_saved(monkeypatch, tmp_path):
-    def fails(env, expert, seed, way):
-        attempt = tried((way, 5, 0))[0]
-        return attempt._replace(seed=seed)
+def test_the_bar_is_that_of_the_best_way():
+    zero = [(5 * k, r, s) for k, (r, s) in enumerate([(100, 1), (75, 1), (76, 1), (200, 0), (101, 1), (120, 1)])]
+    assert accepted(*zero, ways=5) == [0, 10, 20, 25]
+    assert accepted(*zero, *[(5 * k + 1, 50, 1) for k in range(6)], ways=5) == [0, 10, 20, 25]  # not that of all
+    assert accepted(*zero, *[(5 * k + 2, 160, 1) for k in range(3)], ways=5) == [
+        2,
+        7,
+        12,
+    ]  # 0.75 x 160 = 120, not above
+    many = [(5 * k, 100, 1) for k in range(40)]
+    assert len(accepted(*many, (3, 900, 1), ways=5)) == 41  # one lucky attempt of a way does not set the bar
 
-    assert demos.TRIES >= 20  # handle-press: one success in ten to forty
-    monkeypatch.setattr(demos, "attempt", fails)
-    with pytest.raises(ValueError, match=f"{TASK}.*none of {2 * demos.TRIES} attempts"):
-        demos.make(TASK, 2, tmp_path / "file.safetensors")
-    assert not list(tmp_path.iterdir())
+
+def work(source, episodes, folder, *rows):
+    task = {"script": "pygame-cowboy", "plan": "walker-walk"}[source]
+    job = demos.Work(task, source, episodes, folder, 0, None)
+    job.tried = {one.meta["numbers"][0]: one for one in tried(*rows)}
+    job.judge()
+    return job
 
 
-@pytest.mark.parametrize("task", ["walker-walk", "mw-reech"])
-def test_task_without_a_source(task, tmp_path):
-    with pytest.raises(ValueError, match=f"{task}.*metaworld"):
-        demos.make(task, 1, tmp_path / "file.safetensors")
-    with pytest.raises(ValueError, match="episodes"):
-        demos.make(TASK, 0, tmp_path / "file.safetensors")
-    assert not list(tmp_path.iterdir())
+def test_attempts_are_judged_in_order(tmp_path):
+    good = [(n, 10, 1) for n in range(9)]
+    assert not work("script", 2, tmp_path, *good[:3]).finished  # twice as many as wanted come first
+    job = work("script", 2, tmp_path, *good[:4])
+    assert job.finished and [one.meta["numbers"] for one in job.kept] == [[0], [1]] and job.next() is None
+    assert not work("script", 2, tmp_path, *good[1:]).finished  # number 0 is still running: it comes first
+    assert work("plan", 2, tmp_path, *good[:2]).finished  # dear ones are not made twice
+    bad = work("plan", 3, tmp_path, (0, 10, 1), (1, 10, 0.1), (2, 10, 1))
+    assert not bad.finished and bad.next() == 3
+    bad.running.add(3)
+    assert bad.next() is None  # one is missing, and one is on its way
+    assert work("plan", 3, tmp_path, *[(n, 10, 0.1) for n in range(3)]).finished  # hopeless
+    assert not work("script", 3, tmp_path, *[(n, 10, 0.1) for n in range(6)]).finished  # cheap: it goes on trying
+    late = work("plan", 3, tmp_path, *good[:2])
+    late.deadline = time.monotonic() - 1
+    assert late.next() is None and not late.finished
+
+
+def test_nothing_good_nothing_saved(tmp_path):
+    job = work("plan", 2, tmp_path, (0, 10, 0.1), (1, 10, 0.2))
+    line = job.close()
+    assert "walker-walk: 0 of 2 attempts kept" in line and "0.20" in line and not list(tmp_path.iterdir())
+
+
+# ---- sources ----
+
+
+def test_sources():
+    assert demos.source_of("mw-reach") == "script" and demos.source_of("walker-walk") == "plan"
+    assert demos.source_of("atari-pong") == "search" and demos.source_of("mw-reach", "plan") is None
+    assert demos.source_of("walker-walk", "agent") == "agent" and demos.source_of("gym:Pendulum-v1") is None
+    assert demos.module_of("mujoco-inverted-pendulum", "script") == "envs.mujoco"
+    none = [name for name in envs.select("all") if demos.source_of(name) is None]
+    assert {envs.TASKS[name].domain for name in none} <= {"maniskill", "robodesk", "box2d"}
+
+
+ONE_EACH = ["pygame-cowboy", "og-point-arena", "mujoco-inverted-pendulum", "mujoco-reacher"]
+
+
+@pytest.mark.parametrize("task", ONE_EACH)
+def test_attempt_replays_exactly_in_a_fresh_environment(task, tmp_path):
+    demos.attempt(task, 3, demos.source_of(task), 0, tmp_path / "x.safetensors")
+    demo, env = demos.load(tmp_path / "x.safetensors", task), envs.make(task, seed=9)
+    env.reset(seed=int(demo.seed[0]))
+    for t in range(1, len(demo.obs)):
+        obs, reward, _, _, info = env.step(demo.action[t])
+        np.testing.assert_array_equal(obs, demo.obs[t], err_msg=f"step {t}")
+        assert np.float32(reward) == demo.reward[t]
+    assert np.float32(info["score"]) == demo.score[0] and demo.score[0] >= 0.5
+
+
+@pytest.mark.slow
+def test_an_agent_demonstrates(tmp_path):
+    import torch
+
+    import newt
+
+    cfg = newt.Config(size="XS", task_dim=0, num_samples=16, num_elites=4, num_pi=4, iterations=1)
+    agent = newt.create(cfg, ["pygame-cowboy"], torch.zeros(1, 0), [1], [0.99])
+    newt.save(tmp_path / "a.safetensors", agent, 0)
+    demos.attempt("pygame-cowboy", 0, "agent", 0, tmp_path / "x.safetensors", tmp_path / "a.safetensors")
+    demo = demos.load(tmp_path / "x.safetensors", "pygame-cowboy")
+    assert len(demo.obs) == 501 and demo.meta["source"] == "agent" and demo.action[1:].std() > 0
 
 
 # ---- broken files ----
@@ -306,23 +373,30 @@ def stamp(file):
     return file.stat().st_mtime_ns, file.stat().st_ino
 
 
+def names(folder):
+    """Files in a folder and its folders; nothing but these may be left, so no temporary file either."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
 def test_make_all_makes_what_is_missing_and_keeps_the_rest(tmp_path):
     demos.make_all(["mw-reach", TASK], 2, tmp_path, workers=2)
-    files = sorted(tmp_path.iterdir())  # nothing but these: no temporary file is left
-    assert [file.name for file in files] == [f"{TASK}.safetensors", "mw-reach.safetensors"]
-    demos.make(TASK, 2, tmp_path / "alone" / "x.safetensors")
-    assert files[0].read_bytes() == (tmp_path / "alone" / "x.safetensors").read_bytes()  # workers change nothing
+    assert names(tmp_path) == [f"{TASK}.safetensors", "mw-reach.safetensors"]
+    files = sorted(tmp_path.glob("*.safetensors"))
     before = [stamp(file) for file in files]
     demos.make_all([TASK], 1, tmp_path)  # more than enough
     demos.make_all(["mw-reach", TASK], 2, tmp_path, seed=9)
     assert [stamp(file) for file in files] == before
+    two = demos.load(files[0], TASK)
     demos.make_all([TASK], 3, tmp_path, workers=1)  # too few
-    assert len(demos.load(files[0], TASK).ret) == 3 and stamp(files[1]) == before[1]
+    three = demos.load(files[0], TASK)
+    assert len(three.ret) == 3 and stamp(files[1]) == before[1]
+    assert three.meta["cpu_seconds"][:2] == two.meta["cpu_seconds"]  # to the hundredth: they were not made again
+    np.testing.assert_array_equal(three.obs[: len(two.obs)], two.obs)
 
 
-def test_failed_write_leaves_the_old_file_and_no_other(path, tmp_path, monkeypatch):
+def test_failed_write_leaves_the_old_file_and_no_other(path, demo, tmp_path, monkeypatch):
     target = tmp_path / path.name
-    demos.make(TASK, 1, target)
+    demos.save(target, demo)
     before = target.read_bytes()
 
     def full(*_):
@@ -332,8 +406,50 @@ def test_failed_write_leaves_the_old_file_and_no_other(path, tmp_path, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
             with pytest.raises(OSError, match="No space"):
-                demos.make(TASK, 1, target, seed=1)
+                demos.save(target, demos.episode(demo, 0))
         assert list(tmp_path.iterdir()) == [target] and target.read_bytes() == before
+
+
+def test_kill_9_and_again_makes_nothing_twice(tmp_path):
+    """Killed with all its processes after every few attempts; at the end the file is that of an undisturbed run."""
+    task, command = "pygame-coinrun", [sys.executable, str(ROOT / "demos.py"), "make", "--episodes", "12"]
+    command += ["--tasks", "pygame-coinrun", "--workers", "2", "--out"]
+    seen: dict[str, tuple] = {}
+    for goal in (3, 9, 15):
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], cwd=tmp_path, start_new_session=True,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        deadline = time.monotonic() + 60
+        attempts = tmp_path / "killed" / "attempts" / task
+        while len(list(attempts.glob("*.safetensors"))) < goal:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        now = {file.name: stamp(file) for file in attempts.glob("*.safetensors")}
+        assert seen.items() <= now.items()  # what was there was not written again
+        for name in now:
+            demos.load(attempts / name, task)  # and is whole
+        seen = now
+    for folder in ("killed", "whole"):
+        done = subprocess.run(
+            [*command, str(tmp_path / folder)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert names(tmp_path / folder) == [f"{task}.safetensors"]
+    killed, whole = (demos.load(tmp_path / folder / f"{task}.safetensors", task) for folder in ("killed", "whole"))
+    for one, other in zip(killed[:-1], whole[:-1], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_time_limit_saves_a_partial_set_and_the_next_run_goes_on(tmp_path):
+    task = "pygame-coinrun"
+    demos.make_all([task], 6, tmp_path, workers=1, minutes=1e-9)
+    left = names(tmp_path)
+    assert 1 <= len(left) <= 2 and left[0] == f"attempts/{task}/0000.safetensors"
+    demos.make_all([task], 6, tmp_path, workers=1)
+    assert (
+        names(tmp_path) == [f"{task}.safetensors"] and len(demos.load(tmp_path / f"{task}.safetensors", task).ret) == 6
+    )
 
 
 # ---- the command line ----
@@ -348,24 +464,41 @@ def run(*words, cwd=ROOT):
 def test_command_line(tmp_path):
     done = run("make", "--tasks", f"mw-reach,{TASK}", "--episodes", "2", "--out", "d", "--workers", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = run("list", "d", cwd=tmp_path)
+    done = run("list", "d", "--csv", "d.csv", cwd=tmp_path)
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert done.returncode == 0 and not done.stderr and [line[0] for line in lines[1:]] == [TASK, "mw-reach"]
-    for name, *numbers in lines[1:]:
+    assert done.returncode == 0 and not done.stderr and [line[0] for line in lines[1:-1]] == [TASK, "mw-reach"]
+    assert "walker-walk" in lines[-1][-1] + done.stdout and "2 tasks" in done.stdout
+    with open(tmp_path / "d.csv") as file:
+        rows = {row["task"]: row for row in csv.DictReader(file)}
+    for name, episodes, ret, success, score, source, count, _ in lines[1:-1]:
         demo = demos.load(tmp_path / "d" / f"{name}.safetensors", name)
-        row = dict(zip(lines[0][1:], map(float, numbers), strict=True))
-        assert (row["episodes"], row["success"], row["score"]) == (2, 1, 1)
-        assert abs(row["return"] - demo.ret.mean()) <= 0.051 and abs(row["MB"] - 0.036) < 0.006
+        assert (episodes, success, score, source) == ("2", "1.00", "1.00", "script") and int(count) == demo.meta[
+            "tried"
+        ]
+        assert abs(float(ret) - demo.ret.mean()) <= 0.051
+        assert rows[name]["kept"] == "2" and abs(float(rows[name]["return"]) - demo.ret.mean()) < 1e-3
+
+
+def test_film(tmp_path):
+    demos.make_all(["pygame-landing"], 1, tmp_path, workers=1)
+    done = run("play", tmp_path / "pygame-landing.safetensors", "--out", tmp_path / "x.mp4")
+    assert done.returncode == 0 and (tmp_path / "x.mp4").stat().st_size > 5000, done.stderr
+    score = demos.load(tmp_path / "pygame-landing.safetensors", "pygame-landing").score[0]
+    assert f"score {score:.3f}" in done.stdout and "recorded" not in done.stdout
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ("make --tasks mw-reech", "mw-reach"),  # a close name
-        ("make --tasks walker-walk", "walker-walk"),
+        ("make --tasks ms-ant-walk", "ms-ant-walk"),
+        ("make --tasks mw-reach --source plan", "mw-reach"),
+        ("make --tasks mw-reach --source agent", "--ckpt"),
+        ("make --tasks mw-reach --minutes-per-task -1", "minutes"),
         ("make --tasks mw-reach --episodes 0", "episodes"),
         (f"make --tasks {TASK} --out broken", f"{TASK}.safetensors"),
         ("make --tasks mw-reach --out afile", "mw-reach"),
+        ("play nowhere.safetensors", "nowhere"),
         ("list nowhere", "nowhere"),
         ("list broken", f"{TASK}.safetensors"),
     ],
@@ -375,7 +508,9 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, words, said):
     (tmp_path / "broken" / f"{TASK}.safetensors").write_bytes(b"precious")
     (tmp_path / "afile").write_text("precious")
     done = run(*words.split(), cwd=tmp_path)
-    message = [line for line in done.stderr.split("\n") if line.strip() and not line.strip("\r").startswith("demos:")]
+    message = [
+        line for line in done.stderr.split("\n") if line.strip() and not line.strip("\r").startswith("metaworld:")
+    ]
     assert done.returncode == 2 and len(message) == 1 and said in message[0], done.stderr
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
     assert left == ["afile", "broken", f"broken/{TASK}.safetensors"]  # nothing else was written

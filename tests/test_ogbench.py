@@ -23,6 +23,7 @@ from gymnasium.utils.env_checker import check_env
 
 import envs
 from envs.camera import choose_backend, import_without_gl
+from envs.ogbench import cells_to, player
 
 with import_without_gl():
     mujoco = pytest.importorskip("mujoco")
@@ -692,3 +693,35 @@ def test_returns_of_uniform_random_actions():
         slack = 4 * np.sqrt(2) * np.std(returns) / np.sqrt(20)
         assert low - slack < np.mean(returns) < high + slack, (name, np.mean(returns), slack)
         assert name != "og-ant" or np.std(returns) == pytest.approx(2.1, rel=0.5)
+
+
+# ---- the way through a maze ----
+
+
+def test_cells_to_by_hand():
+    walls = np.array([[c == "#" for c in row] for row in ("#####", "#..##", "##.##", "##..#", "#####")])
+    assert cells_to(walls, (3, 3)) == {(3, 3): 0, (3, 2): 1, (2, 2): 2, (1, 2): 3, (1, 1): 4}
+
+
+def test_waypoint_by_hand():
+    """The arena is empty: from row 2, column 2 to a goal three columns on, the next cell is one column on."""
+    env = envs.make("og-point-arena")
+    env.reset(seed=0)
+    env._body.set_xy(np.array([4.0, 4.0]))  # x = 4 j - 4
+    env._goal = np.array([16.5, 4.5])
+    np.testing.assert_array_equal(env.waypoint(), [8, 4])
+    env._body.set_xy(np.array([15.0, 3.0]))
+    np.testing.assert_array_equal(env.waypoint(), [16.5, 4.5])  # in its cell: the goal itself
+
+
+@pytest.mark.parametrize("maze", ["arena", "maze", "bottleneck", "circle", "spiral"])
+def test_player_finds_the_goal(maze):
+    env = envs.make(f"og-point-{maze}")
+    for number in range(10):
+        obs, info = env.reset(seed=number)
+        script, done = player(env, obs, number), False
+        action = next(script)
+        while not done:
+            obs, _, _, done, info = env.step(action)
+            action = None if done else script.send((obs, info))
+        assert info["success"] == 1

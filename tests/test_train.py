@@ -5,6 +5,7 @@ Run: pytest tests/test_train.py        (about two minutes on one core)
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import checkpoint
+import demos
 import envs
 import eval as evaluation
 import newt
@@ -247,6 +249,32 @@ def test_resume_does_not_change_settings(finished, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert stopped.value.code == 2 and "can't change utd" in err and err.count("\n") == 1
     assert snapshot(finished[0] / "whole") == before
+
+
+def test_demonstrations_of_some_tasks(tmp_path, monkeypatch):
+    """auto: what a script can do in seconds is made, the rest is used if it is there. A folder: what it holds."""
+    monkeypatch.chdir(tmp_path)
+    tasks = ["mw-reach", "walker-walk", "cheetah-run", "pygame-cowboy"]
+    cfg = train.parse(["--preset", "laptop"])
+    assert sorted(train.demo_files(cfg, tasks)) == ["mw-reach", "pygame-cowboy"]
+    (tmp_path / "demos").mkdir()
+    (tmp_path / "demos" / "cheetah-run.safetensors").touch()
+    assert sorted(train.demo_files(cfg, tasks)) == ["cheetah-run", "mw-reach", "pygame-cowboy"]
+    given = train.demo_files(replace(cfg, demos="demos"), tasks)
+    assert given == {"cheetah-run": Path("demos/cheetah-run.safetensors")}
+    assert train.demo_files(replace(cfg, demos="none"), tasks) == {}
+
+
+def test_resume_with_other_demonstrations_is_refused(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished[0] / "whole", tmp_path / "whole")
+    shutil.copytree(finished[0] / "demos", tmp_path / "demos")
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "demos" / "mw-reach.safetensors"
+    demo = demos.load(file, "mw-reach")
+    demos.save(file, demo._replace(ret=demo.ret + 1))
+    with pytest.raises(SystemExit) as stopped:
+        evaluation.run(lambda: train.main(train.parse(["--resume", "whole"])))
+    assert stopped.value.code == 2 and "whole began with other demonstrations" in capsys.readouterr().err
 
 
 def test_command_line_exit_code(tmp_path):

@@ -21,6 +21,13 @@ def make(task, seed: int, render_mode: str | None) -> gym.Env:
     return importlib.import_module(f"{__name__}.{module}").make(task, seed, render_mode)
 
 
+def player(env, obs, number):
+    """Yields what the game's own player does."""
+    play = importlib.import_module(type(env).__module__).player
+    while True:
+        yield play(env)
+
+
 FILES = (
     "air_hockey",
     "bird_attack",

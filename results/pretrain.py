@@ -1,0 +1,125 @@
+"""What imitation alone gives: one agent for all tasks with demonstrations, evaluated without planner.
+
+    python demos.py make --tasks all --episodes 10 --out demos          (hours; resumes)
+    python results/pretrain.py demos                                    -> results/pretrain.csv, results/pretrain.png
+
+The agent is the laptop preset's, pretrained on the first 10 demonstrations of each task and never trained online; it
+acts by its policy prior's mean. Beside it the random policy (results/random_policy.csv, 20 episodes a task) and the
+demonstrations themselves. Scores are those of the last step, in [0, 1].
+"""
+
+import csv
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import demos
+import envs
+import eval as evaluation
+import language
+import newt
+import train
+from buffer import Buffer, sample_mixed
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Pretrain on demonstrations, evaluate the policy prior, write a table and a bar chart."""
+
+    folder: tyro.conf.Positional[Path]
+    """of demonstrations (demos.py make)"""
+    updates: int = 20_000
+    """on demonstrations"""
+    episodes: int = 3
+    """evaluated per task"""
+    seed: int = 0
+    """of network, batches and starts"""
+    agent: Path = Path("pretrained.safetensors")
+    """file for the agent; if it is there, it is evaluated as it is"""
+
+
+def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
+    settings = train.LAPTOP
+    rows = [envs.TASKS[name] for name in tasks]
+    emb = language.embed([row.sentence for row in rows])
+    dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
+    agent = newt.create(settings.agent, tasks, emb, dims, discounts, cfg.seed)
+    files = {name: demos.load(cfg.folder / f"{name}.safetensors", name) for name in tasks}
+    total = sum(int(file.episode_start[-1]) for file in files.values())
+    buffer = Buffer(total, settings.agent.obs_dim, settings.agent.action_dim)
+    train.fill(buffer, files, tasks, 10)
+    generator = torch.Generator().manual_seed(cfg.seed)
+    with tqdm(range(cfg.updates), desc="pretraining", unit="update") as bar:
+        for count in bar:
+            batch = sample_mixed(buffer, None, settings.agent.batch_size, settings.agent.horizon, generator, "task")
+            # The rate falls to a twentieth, as in the preset's online part: the last updates average, not wander.
+            metrics = newt.update(agent, batch, "pretrain", lr_scale=1 - 0.95 * count / cfg.updates)
+            if count % 100 == 0:
+                bar.set_postfix(bc=f"{float(metrics['loss/bc']):.3f}", refresh=False)
+    newt.save(cfg.agent, agent, 0)
+    return agent
+
+
+def main(cfg: Pretrain) -> None:
+    tasks = [name for name in envs.select("all") if (cfg.folder / f"{name}.safetensors").is_file()]
+    if not tasks:
+        raise FileNotFoundError(f"no demonstrations in {cfg.folder}")
+    evaluation.share_cores(train.LAPTOP.agent.size)
+    agent = newt.load(cfg.agent)[0] if cfg.agent.is_file() else pretrain(cfg, tasks)
+    played = evaluation.evaluate(agent, list(agent.tasks), cfg.episodes, cfg.seed, "policy")
+    with open(HERE / "random_policy.csv", newline="") as file:
+        chance = {row["task"].rstrip("*"): row for row in csv.DictReader(file) if row["policy"] == "random"}
+    rows = []
+    for name, episodes in played.items():
+        shown = demos.load(cfg.folder / f"{name}.safetensors", name)
+        rows.append({
+            "task": envs.label(name), "suite": envs.TASKS[name].domain, "demonstrations": min(10, len(shown.ret)),
+            "random_return": float(chance[name]["return_mean"]), "random_score": float(chance[name]["score_mean"]),
+            "cloned_return": np.mean([e.ret for e in episodes]), "cloned_score": np.mean([e.score for e in episodes]),
+            "demonstrated_return": shown.ret[:10].mean(), "demonstrated_score": shown.score[:10].mean(),
+        })  # fmt: skip
+    with open(HERE / "pretrain.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    draw(rows, HERE / "pretrain.png")
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Mean score per suite, three bars each; prints the same."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    suites = defaultdict(list)
+    for row in rows:
+        suites[row["suite"]].append([row[f"{who}_score"] for who in ("random", "cloned", "demonstrated")])
+    figure, axes = plt.subplots(figsize=(11, 3.6))
+    print(f"{'suite':16}{'tasks':>6}{'random':>9}{'cloned':>9}{'demonstrated':>14}")
+    for i, (suite, scores) in enumerate(suites.items()):
+        means = np.mean(scores, 0)
+        print(f"{suite:16}{len(scores):6}{means[0]:9.3f}{means[1]:9.3f}{means[2]:14.3f}")
+        for k, (mean, color) in enumerate(zip(means, ("#bbbbbb", "#1f77b4", "#2ca02c"), strict=True)):
+            axes.bar(i + 0.27 * (k - 1), mean, 0.25, color=color)
+    axes.set_xticks(
+        range(len(suites)), [f"{suite}\n({len(scores)} tasks)" for suite, scores in suites.items()], fontsize=8
+    )
+    axes.set_ylabel("mean score")
+    axes.set_ylim(0, 1)
+    axes.legend(["random", "cloned", "demonstrated"], fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    print(path)
+
+
+if __name__ == "__main__":
+    evaluation.run(main, tyro.cli(Pretrain))
