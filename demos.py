@@ -55,7 +55,6 @@ SCRIPTS = {  # how names of tasks begin -> module with their player(env, obs, nu
     "mw-": "envs.metaworld",
     "pygame-": "envs.arcade",
     "og-point-": "envs.ogbench",
-    "mujoco-inverted-pendulum": "envs.mujoco",
 }
 Source = Literal["script", "plan", "search", "agent"]
 # Attempts per wanted episode at most. Scripts are nearly free, and handle-press, the worst, needs about fifty.

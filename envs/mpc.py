@@ -9,6 +9,8 @@ At every decision, from the present state of the simulator:
     two        cross-entropy method: the second round draws around mean and spread (>= FLOOR) of the best ELITES of the
                first; the plan is the best of all and of the second mean. Needed by fast and by torque-driven bodies
     next       `every` actions are executed, then the plan is moved on by as many (least squares for its knots)
+    balance    plans of open-loop actions fall off an unstable equilibrium; near one (BALANCE) linear-quadratic feedback
+               takes over: action = -K state, K from the Riccati equation of the simulator's finite differences
 
 The simulator is the environment itself, put back by get_state and set_state, which are exact: what the plan promises is
 what happens. Box2D can't be put back; there a twin with the same ground gets the bodies' places and speeds.
@@ -81,6 +83,7 @@ PLANS = {
     "mujoco-ant": cem(15, 8, 64, 0.5),
     "mujoco-halfcheetah": cem(20, 10, 128, 0.8),
     "mujoco-hopper": Plan(40, 8, 32, 0.6),
+    "mujoco-inverted-pendulum": Plan(20, 10, 24, 0.5),
     "mujoco-reacher": Plan(15, 5, 24, 0.5),
     "mujoco-walker": cem(25, 10, 64, 0.7),
     "rd-open-drawer": Plan(6, 3, 16, 0.9),
@@ -104,6 +107,11 @@ SHAPING = {
     "acrobot": lambda p: -0.02 * p.to_target(),
     "cartpole-swingup-sparse": lambda p: 0.2 * (p.pole_angle_cosine()[0] + 1) * (1 - 0.3 * abs(p.cart_position())),
 }
+
+
+# Poles that are upright at position 0: how far from there, in joint coordinates and in their speeds, feedback still
+# catches them. It prices positions, angles and speeds alike.
+BALANCE = {"cartpole": (0.5, 3.0), "mujoco-inverted-pendulum": (0.5, 5.0), "acrobot": (0.3, 1.5)}
 
 
 def matrix(plan: Plan) -> np.ndarray:
@@ -139,8 +147,11 @@ def player(env, obs, number):
     to_actions = matrix(plan)
     to_knots = np.linalg.pinv(to_actions)
     get, put, advance = simulator(env)
-    knots = np.zeros((plan.knots, *env.action_space.shape))
+    knots, balance = np.zeros((plan.knots, *env.action_space.shape)), feedback(env)
     while True:
+        if (action := balance()) is not None:
+            yield action
+            continue
         start = get()
 
         def value(candidate, start=start):
@@ -154,6 +165,43 @@ def player(env, obs, number):
             yield actions[t]
         ahead = np.concatenate([actions[plan.every :], np.repeat(actions[-1:], plan.every, 0)])
         knots = (to_knots @ ahead).clip(-1, 1)
+
+
+def feedback(env) -> Callable[[], np.ndarray | None]:
+    """() -> action that balances, or None where that isn't the task or the pole is too far from upright."""
+    reach = next((reach for word, reach in BALANCE.items() if env.name.startswith(word)), None)
+    if reach is None:
+        return lambda: None
+    import mujoco
+    from scipy.linalg import solve_discrete_are
+
+    inner = env._env
+    if envs.TASKS[env.name].domain == "mujoco":
+        model, data, steps, force = inner.model, inner.data, inner.frame_skip, inner.action_space.high[0]
+    else:
+        model, data, steps, force = inner.physics.model.ptr, inner.physics.data.ptr, inner._n_sub_steps, env._scale[0]
+    scratch, n = mujoco.MjData(model), model.nv
+
+    def after(x) -> np.ndarray:
+        """(positions, speeds, action)  ->  positions, speeds an agent step later."""
+        scratch.qpos, scratch.qvel, scratch.ctrl = x[:n], x[n : 2 * n], force * x[2 * n]
+        mujoco.mj_step(model, scratch, steps * env._repeat)
+        return np.concatenate([scratch.qpos, scratch.qvel])
+
+    both = np.stack([(after(x) - after(-x)) / 2e-5 for x in 1e-5 * np.eye(2 * n + 1)], 1)
+    a, b = both[:, : 2 * n], both[:, 2 * n :]
+    price, effort = np.eye(2 * n), np.eye(1)
+    p = solve_discrete_are(a, b, price, effort)
+    gain = np.linalg.solve(effort + b.T @ p @ b, b.T @ p @ a)
+    turns = np.array([model.jnt_type[j] == mujoco.mjtJoint.mjJNT_HINGE for j in range(model.njnt)])
+
+    def balance():
+        away = np.where(turns, (data.qpos + np.pi) % (2 * np.pi) - np.pi, data.qpos)
+        if np.abs(away[turns]).max() > reach[0] or np.abs(data.qvel).max() > reach[1]:
+            return None
+        return -gain @ np.concatenate([away, data.qvel])
+
+    return balance
 
 
 # ---- simulators: (get, put, advance), and what the planner is paid ----

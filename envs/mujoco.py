@@ -122,25 +122,3 @@ class MuJoCo(gym.Env):
         if self._camera:
             self._camera.close()
             self._camera = None
-
-
-def player(env, obs, number):
-    """Yields linear-quadratic feedback for the inverted pendulum, from finite differences at upright."""
-    import mujoco
-    from scipy.linalg import solve_discrete_are
-
-    model, scratch, high = env._env.model, mujoco.MjData(env._env.model), env._env.action_space.high[0]
-
-    def after(x) -> np.ndarray:
-        """(position, angle, their speeds, action)  ->  the first four an agent step later."""
-        scratch.qpos, scratch.qvel, scratch.ctrl = x[:2], x[2:4], high * x[4]
-        mujoco.mj_step(model, scratch, env._env.frame_skip * env._repeat)
-        return np.concatenate([scratch.qpos, scratch.qvel])
-
-    both = np.stack([(after(x) - after(-x)) / 2e-5 for x in 1e-5 * np.eye(5)], 1)
-    a, b = both[:, :4], both[:, 4:]
-    price, effort = np.diag([1, 10, 0.1, 0.1]), np.array([[0.1]])  # of the four; of the action
-    p = solve_discrete_are(a, b, price, effort)
-    gain = np.linalg.solve(effort + b.T @ p @ b, b.T @ p @ a)
-    while True:
-        obs, _ = yield -gain @ obs

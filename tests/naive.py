@@ -217,8 +217,6 @@ def plan(models, z, warm, first, mask, discount, settings, noise, policy_weight=
     for b, model in enumerate(models):
         gamma, is_first = float(discount[b]), bool(first[b])
         rows.append(
-            plan_one(
-                model, z[b], warm[b], is_first, mask[b], gamma, settings, noise, b, policy_weight, explore, elite
-            )
+            plan_one(model, z[b], warm[b], is_first, mask[b], gamma, settings, noise, b, policy_weight, explore, elite)
         )
     return tuple(torch.stack(column) for column in zip(*rows, strict=True))

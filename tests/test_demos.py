@@ -248,7 +248,6 @@ def test_sources():
     assert demos.source_of("mw-reach") == "script" and demos.source_of("walker-walk") == "plan"
     assert demos.source_of("atari-pong") == "search" and demos.source_of("mw-reach", "plan") is None
     assert demos.source_of("walker-walk", "agent") == "agent" and demos.source_of("gym:Pendulum-v1") is None
-    assert demos.module_of("mujoco-inverted-pendulum", "script") == "envs.mujoco"
     none = [name for name in envs.select("all") if demos.source_of(name) is None]
     assert {envs.TASKS[name].domain for name in none} <= {"maniskill", "robodesk", "box2d"}
 

@@ -118,6 +118,34 @@ def test_reward_is_the_task_s():
     assert abs(env.step(action)[1] - imagined) < 0.05
 
 
+@pytest.mark.parametrize("task", ["cartpole-balance-sparse", "mujoco-inverted-pendulum"])
+def test_feedback_balances(task):
+    """A perfect score from each start, with less and less to do."""
+    env = envs.make(task)
+    for number in range(3):
+        obs, info = env.reset(seed=number)
+        script, done, actions = mpc.player(env, obs, number), False, []
+        action = next(script)
+        while not done:
+            actions.append(action.clip(-1, 1).astype(np.float32))
+            obs, _, _, done, info = env.step(actions[-1])
+            action = None if done else script.send((obs, info))
+        assert info["score"] > 0.999 and np.abs(actions[-50:]).max() < 0.01
+
+
+def test_feedback_is_for_poles_that_are_nearly_upright():
+    env = envs.make("cartpole-swingup")
+    env.reset(seed=0)
+    balance, state = mpc.feedback(env), env.get_state()
+    assert balance() is None  # it hangs
+    data = env._env.physics.data
+    for angle, speed, catches in ((0.1, 0, True), (2 * np.pi - 0.1, 0, True), (0.7, 0, False), (0.1, 4, False)):
+        env.set_state(state)
+        data.qpos[:], data.qvel[:] = (0, angle), (0, speed)
+        assert (balance() is not None) == catches, (angle, speed)
+    assert mpc.feedback(envs.make("cheetah-run"))() is None
+
+
 def test_twin_of_the_biped_follows_the_true_one():
     env = envs.make("bipedal-walker-rugged")
     env.reset(seed=3)

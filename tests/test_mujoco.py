@@ -15,7 +15,6 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from envs.mujoco import player
 
 needs_gl = pytest.mark.skipif(
     sys.platform == "linux" and not find_library("EGL") and not find_library("OSMesa"), reason="no off-screen OpenGL"
@@ -260,17 +259,3 @@ def test_frame_shows_the_model_and_changes_nothing(name):
     np.testing.assert_array_equal(plain.render(), drawn.render())  # also where the first frame comes late
     plain.close()
     drawn.close()
-
-
-def test_player_balances_the_pendulum():
-    """A full return from every start, with less and less to do."""
-    env = envs.make("mujoco-inverted-pendulum")
-    for number in range(3):
-        obs, info = env.reset(seed=number)
-        script, done, actions = player(env, obs, number), False, []
-        action = next(script)
-        while not done:
-            actions.append(action.astype(np.float32))
-            obs, _, _, done, info = env.step(actions[-1])
-            action = None if done else script.send((obs, info))
-        assert info["score"] == 1 and np.abs(actions[-50:]).max() < 0.01
