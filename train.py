@@ -326,6 +326,7 @@ def main(cfg: Train) -> None:
     resumed = checkpoint.load(folder, device, sampler) if cfg.resume else None
     agent, state = resumed or (create_agent(cfg, tasks, device), checkpoint.State(phase="pretrain"))
     paths = demo_files(cfg, tasks)
+    files = {name: demos.load(path, name) for name, path in paths.items() if path.is_file()}
     evaluation.share_cores(agent.cfg.size)
 
     # ---- say what will happen
@@ -345,7 +346,7 @@ def main(cfg: Train) -> None:
     if cfg.demos == "auto" and not resumed:
         scripted = [name for name in paths if demos.source_of(name) == "script"]
         demos.make_all(scripted, cfg.demo_episodes, Path("demos"), cfg.seed, cfg.workers or None)
-    files = {name: demos.load(path, name) for name, path in paths.items() if path.is_file()}
+        files |= {name: demos.load(paths[name], name) for name in scripted if paths[name].is_file()}
     if resumed:  # what was made since must not change the run
         files = {name: file for name, file in files.items() if name in state.demos}
     shown = {name: file.ret[: cfg.demo_episodes].tolist() for name, file in files.items()}

@@ -111,7 +111,7 @@ SHAPING = {
 
 # Poles that are upright at position 0: how far from there, in joint coordinates and in their speeds, feedback still
 # catches them. It prices positions, angles and speeds alike.
-BALANCE = {"cartpole": (0.5, 3.0), "mujoco-inverted-pendulum": (0.5, 5.0), "acrobot": (0.3, 1.5)}
+BALANCE = {"cartpole": (0.5, 3.0), "mujoco-inverted-pendulum": (0.5, 5.0)}
 
 
 def matrix(plan: Plan) -> np.ndarray:

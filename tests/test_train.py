@@ -194,6 +194,14 @@ def files(finished, tmp_path_factory) -> Path:
     save_file({"x": torch.zeros(1)}, folder / "foreign.safetensors")
     (folder / "old").mkdir()
     (folder / "old" / "config.json").write_text("{}")
+    for name, content in (
+        ("junk", b"precious"),
+        ("cut", (finished[0] / "demos" / "mw-reach.safetensors").read_bytes()),
+    ):
+        (folder / name).mkdir()
+        (folder / name / "mw-reach.safetensors").write_bytes(content[:-1])
+    (folder / "swapped").mkdir()
+    (folder / "swapped" / "mw-push.safetensors").write_bytes(content)
     (folder / "mine").mkdir()
     (folder / "mine" / "thesis.tex").write_text("precious")
     return folder
@@ -220,6 +228,9 @@ BAD = {
     "nothing to resume": ("--resume mine", "no run to resume"),
     "foreign run": ("--resume old", "another version"),
     "no demonstrations": ("--tasks mw-reach,mw-push --demos good_intentions", "mw-reach, mw-push"),
+    "demonstrations of nothing": ("--demos junk", "junk/mw-reach.safetensors is not"),
+    "truncated demonstrations": ("--demos cut", "cut/mw-reach.safetensors is not a complete"),
+    "of another task": ("--tasks mw-push --demos swapped", "swapped/mw-push.safetensors is format 1 of mw-reach"),
     "memory": ("--buffer-steps 10000000000000", "GB are free"),
     "evaluations too often": ("--eval-every 60", "eval_every 60 is shorter than an episode"),
     "small buffer": ("--buffer-steps 100", "cannot hold one episode"),
