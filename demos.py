@@ -55,6 +55,11 @@ SCRIPTS = {  # how names of tasks begin -> module with their player(env, obs, nu
     "mw-": "envs.metaworld",
     "pygame-": "envs.arcade",
     "og-point-": "envs.ogbench",
+    "lunarlander-": "envs.box2d",
+    "rd-push-": "envs.robodesk",
+    "rd-open-slide": "envs.robodesk",
+    "rd-flat-block-in-bin": "envs.robodesk",
+    "ms-cartpole-": "envs.maniskill_bodies",
 }
 Source = Literal["script", "plan", "search", "agent"]
 # Attempts per wanted episode at most. Scripts are nearly free, and handle-press, the worst, needs about fifty.

@@ -391,3 +391,30 @@ def _draw_bodies(canvas, bodies, left: float, width: float) -> None:
             if len(corners) > 2:  # an edge of the ground has two, and is drawn already
                 canvas.polygon(body.color1, corners)
                 canvas.polygon(tuple(c * 2 // 3 for c in body.color1), corners, 1)
+
+
+# ---- scripted player ----
+
+
+def player(env, obs, number):
+    """lunarlander-*: yields (main, side). Gravity is 9.6 m/s^2, and what the main engine gives 9.6 to 19.2, or 0.
+
+    One law tilts the lander towards where it shall go. Land falls first and brakes late: each step at rest pays.
+    """
+    while True:
+        x, height, vx, vy, angle, spin, left, right, *goal = obs.tolist()
+        x, height, vx, vy, spin = x * SIDE / 2, height * SIDE / 2, vx * 7.5, vy * 7.5, spin * 2.5  # m, m/s, 1/s
+        if goal:
+            ahead, above = goal[0] * SIDE / 2, goal[1] * SIDE / 2
+            tilt = 0.2 * vx - 0.15 * ahead
+            lift = (9.6 + 8 * above - 5 * vy) / math.cos(angle)
+            on = lift > 5.4  # where less than the engine's least is wanted, it pulses
+        else:
+            fall = math.sqrt(9 * max(height, 0) + 0.5)  # m/s, from which a braking of 4.5 m/s^2 ends just above 0
+            tilt = (0.28 * vx + 0.12 * x) * min(max(height / 1.7, 0), 1)
+            lift = 9.6 + 4.5 - 7 * (fall + vy)
+            on = lift > 9.6
+        main = max(lift / 9.6 - 1, 0.01) if on else -1.0
+        side = 0.8 * spin - 5.5 * (min(max(tilt, -0.5), 0.5) - angle)
+        resting = not goal and (left or right) and vy > -0.8  # the engines would wake it
+        obs, _ = yield np.array([0.0, 0.0] if resting else [main, side])

@@ -59,7 +59,7 @@ PLANS = {
     "finger-spin": Plan(20, 5, 160, 1.0, hold=True),
     "finger-turn-easy": Plan(25, 6, 24, 0.6),
     "finger-turn-hard": Plan(25, 6, 24, 0.6),
-    "fish-swim": Plan(25, 6, 24, 0.5),
+    "fish-swim": Plan(25, 6, 32, 1.0),
     "hopper-stand": Plan(30, 8, 48, 0.6),
     "hopper-hop": cem(25, 10, 64, 0.7),
     "quadruped-walk": Plan(20, 5, 32, 0.5),
@@ -103,7 +103,10 @@ SHAPING = {
     "reacher": lambda p: -0.05 * p.finger_to_target_dist(),
     "finger-turn": lambda p: -0.02 * abs(p.dist_to_target()),
     "finger-spin": lambda p: -0.05 * np.clip(p.hinge_velocity(), -20, 20),
+    "fish-swim": lambda p: -5 * np.linalg.norm(p.mouth_to_target()),
     "hopper": lambda p: 0.3 * min(p.height(), 0.9),
+    # How far the energy (per kg, of a ball on half a metre) is from that of standing upright.
+    "pendulum-swingup": lambda p: -0.02 * abs(0.125 * p.angular_velocity().item() ** 2 + 4.9 * (p.pole_vertical() - 1)),
     "acrobot": lambda p: -0.02 * p.to_target(),
     "cartpole-swingup-sparse": lambda p: 0.2 * (p.pole_angle_cosine()[0] + 1) * (1 - 0.3 * abs(p.cart_position())),
 }
@@ -111,7 +114,7 @@ SHAPING = {
 
 # Poles that are upright at position 0: how far from there, in joint coordinates and in their speeds, feedback still
 # catches them. It prices positions, angles and speeds alike.
-BALANCE = {"cartpole": (0.5, 3.0), "mujoco-inverted-pendulum": (0.5, 5.0)}
+BALANCE = {"cartpole": (0.5, 3.0), "mujoco-inverted-pendulum": (0.5, 5.0), "pendulum-swingup": (0.15, 1.0)}
 
 
 def matrix(plan: Plan) -> np.ndarray:

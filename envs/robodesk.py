@@ -123,3 +123,69 @@ class RoboDesk(gym.Env):
 def _flat(observation: dict) -> np.ndarray:
     """The package's entries one after the other, without the image  ->  (73,) float32."""
     return np.concatenate([observation[key] for key in OBS], dtype=np.float32)
+
+
+# ---- scripted players ----
+
+PLAYED = ("rd-push-red", "rd-push-green", "rd-push-blue", "rd-open-slide", "rd-flat-block-in-bin")
+
+
+def player(env, obs, number):
+    """A demonstration for a task of PLAYED: yields actions; they read positions that obs lacks, and may exceed [-1, 1].
+
+    The drawer is missing: gripped and pulled, the handle gets to y = 0.41, where joint 4 ends; success needs 0.29.
+    """
+    data, (job, _, what) = env._env.physics.named.data, env.name.removeprefix("rd-").partition("-")
+    hand = data.site_xpos["end_effector"]  # like all positions here a view: it moves on with the simulation
+
+    def to(target, point=hand):
+        """The action that brings a point of the closed hand to the target, at full speed from 0.08 m on."""
+        return np.array([*(12 * (np.asarray(target) - point)), 0, -1])
+
+    if job == "push":
+        return _push(data, to, f"{what}_button", f"{what}_light")
+    return _open_slide(data, to, hand) if job == "open" else _sweep_into_bin(data, to, hand)
+
+
+def _push(data, to, button: str, light: str):
+    """The finger tip down on the button. Once it is lit, more would tilt the hand until it slips off."""
+    top = data.xpos[button] + (0, 0, 0.03)
+    while True:
+        pointing = data.site_xmat["end_effector"][[2, 5, 8]]
+        tip = data.site_xpos["end_effector"] + 0.045 * pointing
+        above = np.hypot(*(tip - top)[:2]) < 0.03
+        lit = data.qpos[light][0] < -0.0047
+        yield np.array([0, 0, -0.05, 0, -1]) if lit else to(top + (0, 0, -0.06 if above else 0.05), tip)
+
+
+def _open_slide(data, to, hand):
+    """Past the front of the handle to its left side, then right."""
+    handle = data.site_xpos["slide_handle"]
+    while hand[0] > handle[0] - 0.04 or hand[1] < handle[1] - 0.04:
+        yield to(handle + (-0.05, 0 if hand[0] < handle[0] - 0.03 else -0.08, 0))
+    while True:
+        yield to(handle + (0.15, 0, 0))
+
+
+def _sweep_into_bin(data, to, hand):
+    """Push the block right until it is in front of the bin, then drag it from behind over the edge of the desk."""
+    block, middle = data.xpos["flat_block"], 0.4  # x of the bin's middle
+
+    def far(x: float, y: float) -> float:
+        return np.hypot(*(hand - block - (x, y, 0))[:2])
+
+    if block[0] < middle - 0.05:
+        while far(-0.14, -0.03) > 0.05:
+            yield to(block + (-0.14, -0.03, 0.1))
+        while block[0] < middle - 0.01:
+            yield to(block + (0 if hand[2] < block[2] + 0.05 else -0.12, -0.03, 0.02))
+        while hand[2] < block[2] + 0.09:
+            yield to((hand[0] - 0.05, hand[1], block[2] + 0.13))
+    while far(0, 0.085) > 0.03:
+        yield to(block + (0, 0.085, 0.12))
+    for _ in range(8):  # the hand may come to lie on something before it is as low as this
+        yield to(block + (0, 0.075, 0))
+    while block[2] > 0.7:
+        yield to((block[0] + 2 * (middle - block[0]), block[1] - 0.1, 0.775))
+    while True:
+        yield to((middle, 0.5, 0.6))

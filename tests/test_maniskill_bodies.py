@@ -1,0 +1,40 @@
+"""ManiSkill's cartpoles: the scripted player balances, and swings up first where the pole hangs.
+
+Run: pytest tests/test_maniskill_bodies.py            (one episode of each dense task)
+     pytest tests/test_maniskill_bodies.py -m slow    (all four, five episodes)
+"""
+
+import numpy as np
+import pytest
+
+import envs
+from envs import maniskill_bodies
+
+pytest.importorskip("mani_skill")
+
+
+def play(env, seed: int) -> tuple[float, np.ndarray]:
+    """-> score, (T,) heights of the pole's tip over the cart, 1 is upright; obs[1] is the angle."""
+    obs, info = env.reset(seed=seed)
+    script, heights, truncated = maniskill_bodies.player(env, obs, 0), [], False
+    action = next(script)
+    while not truncated:
+        obs, _, _, truncated, info = env.step(np.clip(action, -1, 1).astype(np.float32))
+        heights.append(np.cos(obs[1]))
+        action = script.send((obs, info))
+    return info["score"], np.array(heights)
+
+
+@pytest.mark.parametrize("name", ["ms-cartpole-balance", "ms-cartpole-swingup"])
+def test_pole_ends_upright_and_stays(name):
+    score, heights = play(envs.make(name), seed=1)
+    assert (heights[:3] < -0.9).all() if "swingup" in name else (heights > 0.99).all()
+    assert (heights[-400:] > 0.99).all()
+    assert score > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["balance", "swingup", "balance-sparse", "swingup-sparse"])
+def test_score(job):
+    env = envs.make(f"ms-cartpole-{job}")
+    assert min(play(env, seed)[0] for seed in range(5)) > 0.9
