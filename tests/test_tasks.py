@@ -78,7 +78,7 @@ for name in sys.argv[2:]:
             env, digest = envs.make(name), hashlib.sha256()
             digest.update(env.reset(seed=seed)[0].tobytes())
             for action in np.random.default_rng(seed if sys.argv[1] == "own" else 0).uniform(
-                    -1, 1, (20, *env.action_space.shape)).astype(np.float32):
+                    -1, 1, (150 if name.startswith("pygame") else 20, *env.action_space.shape)).astype(np.float32):
                 obs, reward = env.step(action)[:2]
                 digest.update(obs.tobytes() + np.float64(reward).tobytes())
             env.close()
