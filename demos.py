@@ -60,7 +60,19 @@ SCRIPTS = {  # how names of tasks begin -> module with their player(env, obs, nu
     "rd-open-slide": "envs.robodesk",
     "rd-flat-block-in-bin": "envs.robodesk",
     "ms-cartpole-": "envs.maniskill_bodies",
-}
+} | dict.fromkeys(
+    [
+        "ms-reach",
+        "ms-pick-",
+        "ms-poke-cube",
+        "ms-push-cube",
+        "ms-pull-cube",
+        "ms-stack-cube",
+        "ms-place-sphere",
+        "ms-lift-peg",
+    ],
+    "envs.maniskill_players",
+)
 Source = Literal["script", "plan", "search", "agent"]
 # Attempts per wanted episode at most. Scripts are nearly free, and handle-press, the worst, needs about fifty.
 TRIES = {"script": 60, "plan": 3, "search": 3, "agent": 3}
@@ -569,6 +581,13 @@ def main_list(cfg: List) -> None:
     for row in rows:
         print(f"{row['task']:34}{row['kept']:9}{row['return']:10.1f}{row['success']:9.2f}{row['score']:7.2f}  "
               f"{row['source']:8}{row['tried']:6}{row['cpu_seconds_per_kept']:7.1f}")  # fmt: skip
+    print(f"{'suite':34}{'tasks':>9}{'episodes':>10}{'score':>9}{'>= 0.5':>7}  {'CPU s per episode (median, most)'}")
+    for suite in dict.fromkeys(row["suite"] for row in rows):
+        kept = [row for row in rows if row["suite"] == suite and row["kept"]]
+        if kept:
+            score, cpu = ([row[key] for row in kept] for key in ("score", "cpu_seconds_per_kept"))
+            print(f"{suite:34}{len(kept):9}{sum(row['kept'] for row in kept):10}{np.mean(score):9.2f}"
+                  f"{sum(x >= 0.5 for x in score):7}  {np.median(cpu):.1f}, {max(cpu):.1f}")  # fmt: skip
     have = {row["task"].rstrip("*") for row in rows if row["kept"]}
     none = [name for name in envs.select("all") if name not in have]
     print(f"{len(have)} tasks" + (f"; of the 200 training tasks none for {', '.join(none)}" if none else ""))
