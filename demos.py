@@ -3,6 +3,7 @@
     python demos.py make --tasks all --episodes 10 --out demos/     hours; finished episodes are never made twice
     python demos.py list demos/                                     what there is, and for which tasks there is nothing
     python demos.py play demos/walker-walk.safetensors              a film of an episode, by playing it again
+    python demos.py check demos/                                    do the simulators here still give those rewards?
 
 Who acts, in this order (`--source`):
 
@@ -47,6 +48,7 @@ from tqdm import tqdm
 
 import envs
 from envs import mpc
+from envs.browse import in_processes
 from envs.vector import episode_seed, light_spawn
 
 FORMAT_VERSION = 1
@@ -548,6 +550,16 @@ class Play:
     """film to write; default: <task>.mp4 here"""
 
 
+@dataclass(frozen=True)
+class Check:
+    """Play the first episode of every file again from its seed: rewards must be those recorded, to the last bit."""
+
+    folder: tyro.conf.Positional[Path] = Path("demos")
+    """folder with one file per task"""
+    workers: int = 0
+    """processes; 0: one per core"""
+
+
 def main_make(cfg: Make) -> None:
     tasks = envs.select(cfg.tasks)
     if cfg.episodes < 1:
@@ -621,12 +633,38 @@ def main_play(cfg: Play) -> None:
     print(f"{out}: score {info['score']:.3f}{same}")
 
 
+def replay(path: Path) -> str:
+    """What is wrong with the first episode of a file, or nothing."""
+    one = episode(load(path, path.stem), 0)
+    if one.seed[0] < 0:
+        return "no seed is recorded"
+    env = envs.make(path.stem)
+    obs, _ = env.reset(seed=int(one.seed[0]))
+    for t in range(1, len(one.obs)):
+        obs, reward, *_ = env.step(one.action[t])
+        if np.float32(reward) != one.reward[t] or not np.array_equal(obs, one.obs[t]):
+            return f"step {t} gives reward {reward:.6g}, recorded is {one.reward[t]:.6g}"
+    env.close()
+    return ""
+
+
+def main_check(cfg: Check) -> None:
+    paths = sorted(cfg.folder.glob("*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"no demonstrations in {cfg.folder}")
+    found = in_processes(replay, paths, cfg.workers, "check")
+    wrong = [f"{path.stem}: {what}" for path, what in zip(paths, found, strict=True) if what]
+    print("\n".join([*wrong, f"{len(paths)} tasks played again, {len(wrong)} differ"]))
+    raise SystemExit(1 if wrong else 0)
+
+
 if __name__ == "__main__":
     import demos  # by its own name: worker processes import what they are asked to run
 
-    cfg = tyro.cli(tyro.conf.OmitSubcommandPrefixes[demos.Make | demos.List | demos.Play])
+    cfg = tyro.cli(tyro.conf.OmitSubcommandPrefixes[demos.Make | demos.List | demos.Play | demos.Check])
+    mains = {demos.Make: demos.main_make, demos.List: demos.main_list, demos.Play: demos.main_play}
     try:
-        {demos.Make: demos.main_make, demos.List: demos.main_list, demos.Play: demos.main_play}[type(cfg)](cfg)
+        (mains | {demos.Check: demos.main_check})[type(cfg)](cfg)
     except (ValueError, ImportError, FileNotFoundError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -479,6 +479,17 @@ def test_command_line(tmp_path):
         assert rows[name]["kept"] == "2" and abs(float(rows[name]["return"]) - demo.ret.mean()) < 1e-3
 
 
+def test_check_plays_them_again(path, demo, tmp_path):
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+    done = run("check", tmp_path, "--workers", "1")
+    assert done.returncode == 0 and "1 tasks played again, 0 differ" in done.stdout, done.stderr
+    reward = demo.reward.copy()
+    reward[7] = np.nextafter(reward[7], np.inf)  # the smallest difference that there is
+    demos.save(tmp_path / path.name, demo._replace(reward=reward))
+    done = run("check", tmp_path, "--workers", "1")
+    assert done.returncode == 1 and f"{TASK}: step 7" in done.stdout and "1 differ" in done.stdout
+
+
 def test_film(tmp_path):
     demos.make_all(["pygame-landing"], 1, tmp_path, workers=1)
     done = run("play", tmp_path / "pygame-landing.safetensors", "--out", tmp_path / "x.mp4")
