@@ -52,7 +52,7 @@ class EnvBench:
 
     tasks: str = "all,heldout"
     """which ones"""
-    steps: int = 100
+    steps: int = 200
     """agent steps of a measurement; the best of five"""
 
 

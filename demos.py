@@ -12,6 +12,9 @@ Who acts, in this order (`--source`):
     search   random shooting with the emulator's own save and restore (envs/atari_search.py)
     agent    an agent of ours (`--ckpt`), only if asked for
 
+A player is a generator, player(env, obs, number): it yields actions; `obs, info = yield action` is what came of one.
+It may read the simulator's true state but leaves no trace in it; `number`, the attempt's, is its only source of chance.
+
 Attempts are numbered, and number k of a task is always the same episode. They are judged in order: a task is done as
 soon as `episodes` of the attempts so far are accepted. Accepted is an attempt that ends with a score of at least FLOOR
 (where the score is success, that is success at the last step) and a return above 0.75 of the median of these (1.25 if

@@ -145,7 +145,7 @@ def improve(knots: np.ndarray, value: Callable[[np.ndarray], float], plan: Plan,
 
 
 def player(env, obs, number):
-    """Yields actions for a task of PLANS; see envs/__init__.py on players."""
+    """Yields actions for a task of PLANS; demos.py says what a player is."""
     plan, rng = PLANS[env.name], np.random.default_rng(number)
     to_actions = matrix(plan)
     to_knots = np.linalg.pinv(to_actions)
@@ -245,7 +245,7 @@ def robodesk(env) -> Callable:
 
 def ogbench(env) -> tuple[Callable, Callable, Callable]:
     """Ants: on their feet, and towards what is next: a direction, the ball's far side, a maze's next cell."""
-    body = env._body
+    body, aim = env._body, None  # aim: of a plan, held fixed while it is judged
 
     def upright() -> float:  # z of the torso's own z axis
         _, x, y, _ = body.data.qpos[3:7]
@@ -260,8 +260,6 @@ def ogbench(env) -> tuple[Callable, Callable, Callable]:
         aim = state["aim"]
         env.set_state(state)
 
-    aim = None
-
     def advance(action) -> float:
         before, far = body.data.qpos[:2].copy(), _away(env, aim)
         for _ in range(env._repeat):
@@ -274,8 +272,9 @@ def ogbench(env) -> tuple[Callable, Callable, Callable]:
 
 
 def _away(env, aim) -> float:
-    """What an ant has to make smaller. In a maze the way to `aim`; with the ball, 25 and 10 as the task pays, and the
-    way of the ant to the point from which the ball is between it and the goal."""
+    """What an ant has to make smaller: in a maze the distance to `aim`; with a ball that of ball and goal, and for
+    less, as in the task (1 to 2.5), its own to the point from which the ball lies before the goal.
+    """
     if aim is not None:
         return float(np.linalg.norm(env._body.get_xy() - aim))
     if env.name == "og-ant":
