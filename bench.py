@@ -53,7 +53,7 @@ class EnvBench:
     tasks: str = "all,heldout"
     """which ones"""
     steps: int = 200
-    """agent steps of a measurement; the best of five"""
+    """agent steps of a measurement, which is taken five times or for two seconds; the best counts"""
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, repeats: int = 10) -> float:

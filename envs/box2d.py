@@ -229,8 +229,8 @@ class Land(lander.LunarLander):
         super().step(action)  # the physics; its observation and reward are those of a world 600 pixels wide
         main, side = np.asarray(action).tolist()
         main, side = (min(main, 1.0) + 1) / 2 if main > 0 else 0.0, min(abs(side), 1.0) if abs(side) > 0.5 else 0.0
-        obs = np.array(self.observe(), np.float32)
-        return obs, self.pay(obs.tolist(), main, side), False, False, {}  # numbers of numpy's are slow one by one
+        obs = self.observe()
+        return obs, self.pay(obs, main, side), False, False, {}
 
     def observe(self) -> list:
         place, speed, half = self.lander.position, self.lander.linearVelocity, SIDE / 2
@@ -249,7 +249,7 @@ class Land(lander.LunarLander):
 
     def pay(self, obs, main: float, side: float) -> float:
         """Reward of a simulator step. main, side: how much of their power the engines used, 0 or 0.5 to 1."""
-        x, y, vx, vy, angle, _, left, right = obs
+        x, y, vx, vy, angle, _, left, right = np.array(obs, np.float32).tolist()  # rounded, as it is published
         before = self.shaping
         self.shaping = 10 * (left + right) - 100 * (math.hypot(x, y) + math.hypot(vx, vy) + abs(angle))
         if not self.lander.awake:  # NOTE: it comes first, so that a wreck that lies still is paid, too
@@ -337,7 +337,7 @@ class Box2DTask(gym.Env):
         super().reset(seed=seed)
         self._env.np_random = self.np_random
         self._start, self._actions, self._return = self.np_random.bit_generator.state, [], 0.0
-        return self._env.reset()[0], {"score": 0.0, "success": 0.0}
+        return np.array(self._env.reset()[0], np.float32), {"score": 0.0, "success": 0.0}
 
     def step(self, action):
         if self._actions is None or len(self._actions) >= self._length:
@@ -352,6 +352,7 @@ class Box2DTask(gym.Env):
             total += reward
         self._return += total
         info = {"score": min(max(self._return / self._env.full_return, 0.0), 1.0), "success": 0.0}
+        obs = np.array(obs, np.float32)  # once: the lander's is a list, as numpy's numbers are slow one by one
         return obs, total, False, len(self._actions) == self._length, info
 
     def get_state(self) -> dict:

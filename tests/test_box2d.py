@@ -303,7 +303,7 @@ def test_agent_step_is_two_simulator_steps():
         for action in random_actions(name, 40):
             obs, reward, *_ = env.step(action)
             steps = [inner.step(action) for _ in range(2)]
-            np.testing.assert_array_equal(obs, steps[1][0])
+            np.testing.assert_array_equal(obs, np.array(steps[1][0], np.float32))
             assert reward == pytest.approx(steps[0][1] + steps[1][1], abs=1e-12)
 
 
@@ -412,7 +412,7 @@ def engines(action):
 
 
 def potential(obs):
-    x, y, vx, vy, angle, _, left, right = obs.astype(np.float64)
+    x, y, vx, vy, angle, _, left, right = np.array(obs, np.float32).astype(np.float64)
     return -100 * (math.hypot(x, y) + math.hypot(vx, vy) + abs(angle)) + 10 * (left + right)
 
 
