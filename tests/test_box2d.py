@@ -436,7 +436,7 @@ def test_land_reward():
             main, side = engines(action)
             shaping = potential(obs)
             want, before = shaping - before - 0.3 * main - 0.03 * side, shaping
-            case = "legs" if obs[6:].any() else "flight"
+            case = "legs" if any(obs[6:]) else "flight"
             if inner.game_over or abs(obs[0]) >= 1:
                 want, case = -100, "crash" if inner.game_over else "out of sight"
             if not inner.lander.awake:
