@@ -213,7 +213,8 @@ def accept(tried: list[Demos], episodes: int, ways: int = 1) -> list[Demos]:
     good = [a for a in tried if a.score[0] >= FLOOR]
     returns = [[float(a.ret[0]) for a in good if a.meta["numbers"][0] % ways == way] for way in range(ways)]
     medians = [np.median(values) for values in returns if values and 5 * len(values) >= len(good)]
-    return [a for a in good if a.ret[0] > max(medians) - 0.25 * abs(max(medians))][:episodes]
+    bar = max(medians, default=0.0)  # reached is enough there: where 0 is the best return, all are 0
+    return [a for a in good if a.ret[0] > bar - 0.25 * abs(bar) or a.ret[0] >= bar][:episodes]
 
 
 @dataclass

@@ -194,6 +194,7 @@ def test_accept_by_hand():
     assert accepted((0, -100, 1), (1, -124, 1), (2, -126, 1), (3, -90, 1), (4, -100, 1)) == [0, 1, 3, 4]  # 1.25 x -100
     assert accepted((0, 5, 0.29), (1, 5, 0.31)) == [1]  # the floor, 0.3
     assert accepted((0, 5, 0.2)) == []
+    assert accepted((0, 0, 1), (1, -1, 0.9), (2, 0, 1)) == [0, 2]  # coconut-dodge: nothing is better than 0
 
 
 def test_the_bar_is_that_of_the_best_way():
