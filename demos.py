@@ -65,19 +65,15 @@ SCRIPTS = {  # how names of tasks begin -> module with their player(env, obs, nu
     "rd-open-slide": "envs.robodesk",
     "rd-flat-block-in-bin": "envs.robodesk",
     "ms-cartpole-": "envs.maniskill_bodies",
-} | dict.fromkeys(
-    [
-        "ms-reach",
-        "ms-pick-",
-        "ms-poke-cube",
-        "ms-push-cube",
-        "ms-pull-cube",
-        "ms-stack-cube",
-        "ms-place-sphere",
-        "ms-lift-peg",
-    ],
-    "envs.maniskill_players",
-)
+    "ms-reach": "envs.maniskill_players",
+    "ms-pick-": "envs.maniskill_players",
+    "ms-poke-cube": "envs.maniskill_players",
+    "ms-push-cube": "envs.maniskill_players",
+    "ms-pull-cube": "envs.maniskill_players",
+    "ms-stack-cube": "envs.maniskill_players",
+    "ms-place-sphere": "envs.maniskill_players",
+    "ms-lift-peg": "envs.maniskill_players",
+}
 Source = Literal["script", "plan", "search", "agent"]
 # Attempts per wanted episode at most. Scripts are nearly free, and handle-press, the worst, needs about fifty.
 TRIES = {"script": 60, "plan": 3, "search": 3, "agent": 3}
@@ -176,29 +172,18 @@ def attempt(task: str, number: int, source: Source, seed: int, path: Path, ckpt:
             action = script.send((obs, info))
     arrays = [np.asarray(x, dtype=np.float32) for x in (rows, actions, rewards)]
     ends = [np.array([x], np.float32) for x in (np.nansum(arrays[2]), info["success"], info["score"])]
-    meta = {"numbers": [number], "cpu_seconds": [round(time.process_time() - start, 2)]} | provenance(
-        task, source, seed, ckpt
-    )
+    meta = provenance(task, source, seed, ckpt) | {"numbers": [number]}
+    meta["cpu_seconds"] = [round(time.process_time() - start, 2)]
     save(path, Demos(*arrays, np.array([0, len(rows)]), *ends, np.array([reset_seed]), meta))
 
 
 def provenance(task: str, source: Source, seed: int, ckpt: Path | None) -> dict:
     """What an attempt depends on besides its number. Attempts with another one are made again."""
-    package = (
-        envs.MAKERS[envs.TASKS[task].domain][1].partition("[")[0] if envs.TASKS[task].domain in envs.MAKERS else ""
-    )
-    return {
-        "version": FORMAT_VERSION,
-        "task": task,
-        "source": source,
-        "settings": repr(mpc.PLANS[task])
-        if source == "plan"
-        else str(ckpt)
-        if source == "agent"
-        else module_of(task, source),
-        "seed": seed,
-        "packages": {name: version(name) for name in sorted({package, "mujoco", "numpy"} - {""})},
-    }
+    package = envs.MAKERS.get(envs.TASKS[task].domain, ("", ""))[1].partition("[")[0]
+    settings = {"plan": repr(mpc.PLANS.get(task)), "agent": str(ckpt)}.get(source, module_of(task, source))
+    packages = {name: version(name) for name in sorted({package, "mujoco", "numpy"} - {""})}
+    return {"version": FORMAT_VERSION, "task": task, "source": source, "settings": settings, "seed": seed,
+            "packages": packages}  # fmt: skip
 
 
 # ---- which attempts are good ----
@@ -415,7 +400,7 @@ def make_all(
     ckpt: Path | None = None,
     minutes: float = 0,
 ) -> list[str]:
-    """Make the files that are missing, unfinished, or made for fewer episodes; others stay as they are.
+    """Make the files that are missing, unfinished, or made for fewer episodes; others, and converted ones, stay.
 
     tasks    that have the source
     minutes  for each task, from its first attempt on; then its file holds what there is. 0: no limit
@@ -426,7 +411,8 @@ def make_all(
     for task in tasks:
         path = folder / f"{task}.safetensors"
         meta = load(path, task).meta if path.is_file() else {}
-        if meta.get("wanted", 0) < episodes or not meta.get("complete", True):
+        foreign = meta and meta.get("source") not in TRIES  # converted, not made here: nothing can be added
+        if not foreign and (meta.get("wanted", 0) < episodes or not meta["complete"]):
             todo.append(Work(task, source_of(task, source), episodes, folder, seed, ckpt))
             todo[-1].read()
     workers = workers or os.cpu_count() or 1

@@ -394,6 +394,14 @@ def test_make_all_makes_what_is_missing_and_keeps_the_rest(tmp_path):
     np.testing.assert_array_equal(three.obs[: len(two.obs)], two.obs)
 
 
+def test_converted_files_are_never_replaced(demo, path, tmp_path):
+    meta = {"version": 1, "task": TASK, "source": "converted"}
+    demos.save(tmp_path / path.name, demos.episode(demo, 0)._replace(meta=meta))
+    before = stamp(tmp_path / path.name)
+    assert demos.make_all([TASK], 3, tmp_path, workers=1) == []
+    assert stamp(tmp_path / path.name) == before and names(tmp_path) == [path.name]
+
+
 def test_failed_write_leaves_the_old_file_and_no_other(path, demo, tmp_path, monkeypatch):
     target = tmp_path / path.name
     demos.save(target, demo)
