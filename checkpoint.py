@@ -14,7 +14,7 @@ Nothing is unpickled. Test: pytest tests/test_train.py -k resume
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import safetensors
@@ -134,7 +134,9 @@ def _read_state(path: Path) -> tuple[State, int, dict[str, torch.Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
         raise ValueError(f"{file_name}: {error}; delete {path} to resume from the checkpoint before") from error
-    updates = meta.pop("agent_updates")
+    updates = meta.pop("agent_updates", None)
+    if updates is None or set(meta) != {f.name for f in fields(State)}:
+        raise ValueError(f"{file_name} was written by another version of this program")
     return State(**meta), updates, tensors
 
 

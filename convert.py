@@ -42,7 +42,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-import demos
+import demo_format
 import envs
 import eval as evaluation
 import newt
@@ -242,12 +242,7 @@ def checkpoint(path: Path, tasks: str = "", embeddings: Path | None = None) -> t
         dims, discounts = [task.action_dim for task in table], [task.discount for task in table]
         scale = read_scale(content.get("scale"))
         return newt.create(cfg, names, emb, dims, discounts, params=params, q_scale=scale), blind
-    except (
-        ValueError,
-        TypeError,
-        IndexError,
-        RuntimeError,
-    ) as error:  # also tables and scales of absurd types and shapes
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:  # also tables of absurd types and shapes
         raise ValueError(f"{path}: {str(error).partition(chr(10))[0]}") from error
 
 
@@ -263,7 +258,7 @@ def score(task: envs.Task, ret: np.ndarray, success: np.ndarray) -> np.ndarray:
     return value.clip(0, 1) if task.score_formula.startswith("clip01") else value
 
 
-def demonstrations(path: Path, name: str) -> demos.Demos:
+def demonstrations(path: Path, name: str) -> demo_format.Demos:
     """A published file, cut back to the task's own sizes. FileNotFoundError or ValueError, one line."""
     content, task = unpickle(path, TENSORDICT), envs.TASKS[name]
     if isinstance(content, TensorDict) and isinstance(content.state, dict):
@@ -291,15 +286,12 @@ def demonstrations(path: Path, name: str) -> demos.Demos:
             f"{path}: more than {name}'s {task.obs_dim} observations and {task.action_dim} actions are used"
         )
     obs, action = (np.ascontiguousarray(x) for x in (obs[:, : task.obs_dim], action[:, : task.action_dim]))
-    if not (np.isnan(action[first]).all() and np.isfinite(action[~first]).all() and np.isfinite(obs).all()
-            and np.isfinite(reward[~first]).all()):  # fmt: skip
-        raise ValueError(f"{path}: {name}: numbers that are not finite, or a first row that has an action")
     ret = np.array([np.nansum(rows) for rows in np.split(reward, start[1:-1])], np.float32)
     success = np.full(len(ret), np.nan if task.success_defined else 0, np.float32)
-    meta = {"version": demos.FORMAT_VERSION, "task": name, "source": "published", "file": path.name,
+    meta = {"version": demo_format.FORMAT_VERSION, "task": name, "source": "published", "file": path.name,
             "wanted": len(ret), "tried": len(ret), "tried_cpu_seconds": 0.0}  # fmt: skip
     ends = (ret, success, score(task, ret, success).astype(np.float32), np.full(len(ret), -1))
-    return demos.Demos(obs, action, reward, start, *ends, meta)
+    return demo_format.check(demo_format.Demos(obs, action, reward, start, *ends, meta), path, name)
 
 
 # ---------------------------------------------------------------- command line
@@ -364,7 +356,7 @@ def main_demos(cfg: Demos) -> None:
     if there and not cfg.overwrite:
         raise FileExistsError(f"{len(there)} files exist, such as {there[0]}; --overwrite replaces them")
     for path, target in zip(tqdm(known, desc="convert", unit="task", disable=None), targets, strict=True):
-        demos.save(target, demonstrations(path, path.stem))
+        demo_format.save(target, demonstrations(path, path.stem))
     print(f"{len(known)} tasks in {cfg.out}")
     if len(known) < len(files):
         left = ", ".join(path.name for path in files if path not in known)

@@ -30,9 +30,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import checkpoint
-import demos
+import demo_format
 import envs
 import eval as evaluation
+import experts
 import language
 import newt
 from buffer import Batch, Buffer, Collector, gigabytes, sample_mixed
@@ -204,14 +205,21 @@ def check(cfg: Train, tasks: list[str]) -> None:
         raise ValueError(f"the buffer needs {needed:.1f} GB, {free:.1f} GB are free; lower --buffer-steps")
 
 
+def demo_folder(cfg: Train) -> Path:
+    return Path("demos" if cfg.demos == "auto" else cfg.demos)
+
+
+def made_here(cfg: Train, task: str) -> bool:
+    """Scripts take seconds; planned and searched demonstrations take hours, so they are only used if they are there."""
+    return cfg.demos == "auto" and experts.source_of(task) == "script"
+
+
 def demo_files(cfg: Train, tasks: list[str]) -> dict[str, Path]:
     """Where the demonstrations of each task are, or will be made. FileNotFoundError if a given folder has none."""
     if cfg.demos == "none":
         return {}
-    folder = Path("demos" if cfg.demos == "auto" else cfg.demos)
-    paths = {name: folder / f"{name}.safetensors" for name in tasks}
-    scripted = [name for name in tasks if cfg.demos == "auto" and demos.source_of(name) == "script"]
-    paths = {name: path for name, path in paths.items() if path.is_file() or name in scripted}
+    paths = {name: demo_folder(cfg) / f"{name}.safetensors" for name in tasks}
+    paths = {name: path for name, path in paths.items() if path.is_file() or made_here(cfg, name)}
     if not paths and cfg.demos != "auto":
         raise FileNotFoundError(
             f"no demonstrations in {cfg.demos} for {', '.join(tasks)}; make them with `python demos.py make`, "
@@ -220,7 +228,7 @@ def demo_files(cfg: Train, tasks: list[str]) -> dict[str, Path]:
     return paths
 
 
-def fill(buffer: Buffer, files: dict[str, demos.Demos], tasks: list[str], episodes: int) -> None:
+def fill(buffer: Buffer, files: dict[str, demo_format.Demos], tasks: list[str], episodes: int) -> None:
     """Add the first `episodes` demonstrations of each task."""
     for name, demo in files.items():
         for first, end in list(zip(demo.episode_start[:-1], demo.episode_start[1:], strict=True))[:episodes]:
@@ -326,7 +334,7 @@ def main(cfg: Train) -> None:
     resumed = checkpoint.load(folder, device, sampler) if cfg.resume else None
     agent, state = resumed or (create_agent(cfg, tasks, device), checkpoint.State(phase="pretrain"))
     paths = demo_files(cfg, tasks)
-    files = {name: demos.load(path, name) for name, path in paths.items() if path.is_file()}
+    files = {name: demo_format.load(path, name) for name, path in paths.items() if path.is_file()}
     evaluation.share_cores(agent.cfg.size)
 
     # ---- say what will happen
@@ -343,17 +351,15 @@ def main(cfg: Train) -> None:
         print(f"(preset laptop; the published preset would take about {weeks} here: use a GPU for that)")
 
     # ---- demonstrations, replay, log; a resumed run goes on from its newest checkpoint
-    if cfg.demos == "auto" and not resumed:
-        scripted = [name for name in paths if demos.source_of(name) == "script"]
-        demos.make_all(scripted, cfg.demo_episodes, Path("demos"), cfg.seed, cfg.workers or None)
-        files |= {name: demos.load(paths[name], name) for name in scripted if paths[name].is_file()}
+    if not resumed:
+        scripted = [name for name in paths if made_here(cfg, name)]
+        experts.make_all(scripted, cfg.demo_episodes, demo_folder(cfg), cfg.seed, cfg.workers or None)
+        files |= {name: demo_format.load(paths[name], name) for name in scripted if paths[name].is_file()}
     if resumed:  # what was made since must not change the run
         files = {name: file for name, file in files.items() if name in state.demos}
     shown = {name: file.ret[: cfg.demo_episodes].tolist() for name, file in files.items()}
     if resumed and shown != state.demos:
-        raise ValueError(
-            f"{folder} began with other demonstrations than those in {cfg.demos.replace('auto', 'demos')}/"
-        )
+        raise ValueError(f"{folder} began with other demonstrations than those in {demo_folder(cfg)}/")
     state.demos = shown
     without = [name for name in tasks if name not in files]
     if files and without:

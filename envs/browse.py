@@ -9,7 +9,6 @@ Test: pytest tests/test_tasks.py
 """
 
 import csv
-import importlib
 import multiprocessing
 import os
 import textwrap
@@ -26,7 +25,8 @@ import psutil
 from tqdm import tqdm
 
 import envs
-from envs.vector import light_spawn
+from envs.atari import stick
+from envs.vector import end_with_parent, light_spawn
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def actions(env, policy: str, seed: int, steps: int) -> np.ndarray:
 def in_processes(call: Callable, names: list[str], workers: int, title: str) -> Iterator:
     """call(name) for each in fresh processes (simulators don't survive a fork), in order, with a bar."""
     context = multiprocessing.get_context("spawn")
-    with light_spawn(), ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as pool:
+    with light_spawn(), ProcessPoolExecutor(workers or os.cpu_count(), context, end_with_parent) as pool:
         yield from tqdm(pool.map(call, names), total=len(names), desc=title, unit="task")
 
 
@@ -150,17 +150,23 @@ def gallery(names: list[str], path: Path, workers: int, columns: int = 20, size:
     print(f"{len(names)} tasks: {path}, {path.stat().st_size / 1e6:.2f} MB")
 
 
-def play(name: str, path: Path, policy: str, seed: int) -> None:
+def film(env, acts: np.ndarray, path: Path) -> dict:
+    """Write what these actions (T, A) do from where the environment is -> the last info."""
     import imageio.v2 as imageio
 
+    # macro_block_size 1: 224 is a multiple of 16, so players are happy without imageio resizing the picture.
+    with imageio.get_writer(path, fps=env.metadata["render_fps"], macro_block_size=1) as writer:
+        writer.append_data(env.render())
+        for action in tqdm(acts, desc=env.name, unit="step"):
+            info = env.step(action)[4]
+            writer.append_data(env.render())
+    return info
+
+
+def play(name: str, path: Path, policy: str, seed: int) -> None:
     env = envs.make(name, seed, render_mode="rgb_array")
     env.reset(seed=seed)
-    # macro_block_size 1: 224 is a multiple of 16, so players are happy without imageio resizing the picture.
-    with imageio.get_writer(path, fps=env.metadata["render_fps"], macro_block_size=1) as film:
-        film.append_data(env.render())
-        for action in tqdm(actions(env, policy, seed, envs.TASKS[name].episode_length), desc=name, unit="step"):
-            info = env.step(action)[4]
-            film.append_data(env.render())
+    info = film(env, actions(env, policy, seed, envs.TASKS[name].episode_length), path)
     env.close()
     print(f"{path}: score {info['score']:.3f}")
 
@@ -200,6 +206,19 @@ def baselines(names: list[str], path: Path, workers: int) -> None:
     print(path)
 
 
+def _gymnasium_step(env, action) -> None:
+    """The step of the class that ours is a subclass of, in our world."""
+    package = next(c for c in type(env).__mro__ if c.__module__.startswith("gymnasium.envs.box2d"))
+    package.step(env, action)
+
+
+def _emulator_step(env, action) -> None:
+    word, deflection = stick(action)
+    for _ in range(env._repeat):
+        env._ale.act(env._ale_py.Action.__members__[word], deflection)
+    env._ale.getRAM()
+
+
 # What one agent step of the task costs in its package alone: the same simulator calls, without observation, reward,
 # score and checks of ours. `env` is the adapter, of which only the simulator inside is used. MiniArcade has no package.
 PACKAGE_STEP = {
@@ -210,21 +229,9 @@ PACKAGE_STEP = {
     "robodesk": lambda env, a: env._env.step(a),
     "maniskill": lambda env, a: [env._sim.step(a) for _ in range(env._repeat)],
     "box2d": lambda env, a: [_gymnasium_step(env._env, a) for _ in range(env._repeat)],
-    "atari": lambda env, a: [_emulator_step(env, a) for _ in range(env._repeat)],
+    "atari": _emulator_step,
 }
 PACKAGE_STEP["dmcontrol-ext"] = PACKAGE_STEP["dmcontrol"]
-
-
-def _gymnasium_step(env, action) -> None:
-    """The step of the class that ours is a subclass of, in our world."""
-    package = next(c for c in type(env).__mro__ if c.__module__.startswith("gymnasium.envs.box2d"))
-    package.step(env, action)
-
-
-def _emulator_step(env, action) -> None:
-    word, deflection = importlib.import_module("envs.atari").stick(action)
-    env._ale.act(env._ale_py.Action.__members__[word], deflection)
-    env._ale.getRAM()
 
 
 def steps_per_second(env, calls: list[Callable], steps: int) -> list[float]:

@@ -145,7 +145,7 @@ def improve(knots: np.ndarray, value: Callable[[np.ndarray], float], plan: Plan,
 
 
 def player(env, obs, number):
-    """Yields actions for a task of PLANS; demos.py says what a player is."""
+    """Yields actions for a task of PLANS; experts.py says what a player is."""
     plan, rng = PLANS[env.name], np.random.default_rng(number)
     to_actions = matrix(plan)
     to_knots = np.linalg.pinv(to_actions)
@@ -212,16 +212,12 @@ def feedback(env) -> Callable[[], np.ndarray | None]:
 
 def simulator(env) -> tuple[Callable, Callable, Callable]:
     """get() -> snapshot; put(snapshot); advance(action (A,)) -> reward of an agent step, without observation."""
-    domain = envs.TASKS[env.name].domain
-    make_advance = {"dmcontrol": dmcontrol, "dmcontrol-ext": dmcontrol, "mujoco": mujoco, "robodesk": robodesk}
-    if domain == "box2d":
-        return biped(env)
-    if domain == "ogbench":
-        return ogbench(env)
-    return env.get_state, env.set_state, make_advance[domain](env)
+    kinds = {"dmcontrol": dmcontrol, "dmcontrol-ext": dmcontrol, "mujoco": mujoco, "robodesk": robodesk,
+             "ogbench": ogbench, "box2d": biped}  # fmt: skip
+    return kinds[envs.TASKS[env.name].domain](env)
 
 
-def dmcontrol(env) -> Callable:
+def dmcontrol(env) -> tuple[Callable, Callable, Callable]:
     """The reward is asked for once per agent step, after the last control step: half of the time is rewards."""
     physics, task, repeat = env._env.physics, env._env.task, env._repeat
     steps = repeat * env._env._n_sub_steps
@@ -232,15 +228,15 @@ def dmcontrol(env) -> Callable:
         physics.step(steps)
         return repeat * task.get_reward(physics) + (shaping(physics) if shaping else 0.0)
 
-    return advance
+    return env.get_state, env.set_state, advance
 
 
-def mujoco(env) -> Callable:
-    return lambda action: env._advance(action.astype(np.float32))[1]
+def mujoco(env) -> tuple[Callable, Callable, Callable]:
+    return env.get_state, env.set_state, lambda action: env._advance(action.astype(np.float32))[1]
 
 
-def robodesk(env) -> Callable:
-    return lambda action: env._env.step(action)[1]
+def robodesk(env) -> tuple[Callable, Callable, Callable]:
+    return env.get_state, env.set_state, lambda action: env._env.step(action)[1]
 
 
 def ogbench(env) -> tuple[Callable, Callable, Callable]:

@@ -127,11 +127,9 @@ def _flat(observation: dict) -> np.ndarray:
 
 # ---- scripted players ----
 
-PLAYED = ("rd-push-red", "rd-push-green", "rd-push-blue", "rd-open-slide", "rd-flat-block-in-bin")
-
 
 def player(env, obs, number):
-    """A demonstration for a task of PLAYED: yields actions; they read positions that obs lacks, and may exceed [-1, 1].
+    """The buttons, the slide, the block: yields actions; they read positions that obs lacks, and may exceed [-1, 1].
 
     The drawer is missing: gripped and pulled, the handle gets to y = 0.41, where joint 4 ends; success needs 0.29.
     """

@@ -21,7 +21,7 @@ import tyro
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import demos
+import demo_format
 import envs
 import eval as evaluation
 import language
@@ -54,7 +54,7 @@ def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
     emb = language.embed([row.sentence for row in rows])
     dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
     agent = newt.create(settings.agent, tasks, emb, dims, discounts, cfg.seed)
-    files = {name: demos.load(cfg.folder / f"{name}.safetensors", name) for name in tasks}
+    files = {name: demo_format.load(cfg.folder / f"{name}.safetensors", name) for name in tasks}
     total = sum(int(file.episode_start[-1]) for file in files.values())
     buffer = Buffer(total, settings.agent.obs_dim, settings.agent.action_dim)
     train.fill(buffer, files, tasks, 10)
@@ -75,13 +75,17 @@ def main(cfg: Pretrain) -> None:
     if not tasks:
         raise FileNotFoundError(f"no demonstrations in {cfg.folder}")
     evaluation.share_cores(train.LAPTOP.agent.size)
-    agent = newt.load(cfg.agent)[0] if cfg.agent.is_file() else pretrain(cfg, tasks)
+    if cfg.agent.is_file():
+        print(f"{cfg.agent} is there: it is evaluated, nothing is pretrained")
+        agent = newt.load(cfg.agent)[0]
+    else:
+        agent = pretrain(cfg, tasks)
     played = evaluation.evaluate(agent, list(agent.tasks), cfg.episodes, cfg.seed, "policy")
     with open(HERE / "random_policy.csv", newline="") as file:
         chance = {row["task"].rstrip("*"): row for row in csv.DictReader(file) if row["policy"] == "random"}
     rows = []
     for name, episodes in played.items():
-        shown = demos.load(cfg.folder / f"{name}.safetensors", name)
+        shown = demo_format.load(cfg.folder / f"{name}.safetensors", name)
         rows.append({
             "task": envs.label(name), "suite": envs.TASKS[name].domain, "demonstrations": min(10, len(shown.ret)),
             "random_return": float(chance[name]["return_mean"]), "random_score": float(chance[name]["score_mean"]),

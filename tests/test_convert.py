@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from test_parity import BATCH, DATA, PARAMS, SIZE, STRIDE
 
 import convert
+import demo_format
 import demos
 import envs
 import eval as evaluation
@@ -403,7 +404,7 @@ def write(folder: Path, task: str, arrays: dict) -> Path:
         return saved(cls(arrays, [len(arrays["obs"])]), folder / f"{task}.pt")
 
 
-def agrees(demo: demos.Demos, arrays: dict, task: str, count: int = 3) -> None:
+def agrees(demo: demo_format.Demos, arrays: dict, task: str, count: int = 3) -> None:
     row = envs.TASKS[task]
     length = row.episode_length + 1
     np.testing.assert_array_equal(demo.obs, arrays["obs"][:, : row.obs_dim])
@@ -422,7 +423,7 @@ def test_demonstrations_come_through(tmp_path, capsys):
     write(tmp_path / "in", "unheard-of", arrays["walker-walk"])
     convert.main(convert.Demos(tmp_path / "in", tmp_path / "out"))
     assert "4 tasks" in (text := capsys.readouterr().out) and "left out" in text and "unheard-of.pt" in text
-    files = {task: demos.load(tmp_path / "out" / f"{task}.safetensors", task) for task in tasks}
+    files = {task: demo_format.load(tmp_path / "out" / f"{task}.safetensors", task) for task in tasks}
     for task, demo in files.items():
         agrees(demo, arrays[task], task)
         assert (demo.seed == -1).all() and demo.meta["source"] == "published"
@@ -439,7 +440,7 @@ def test_train_takes_them(tmp_path):
     for task in tasks:
         write(tmp_path / "in", task, episodes(task))
     convert.main(convert.Demos(tmp_path / "in", tmp_path / "out"))
-    files = {task: demos.load(tmp_path / "out" / f"{task}.safetensors", task) for task in tasks}
+    files = {task: demo_format.load(tmp_path / "out" / f"{task}.safetensors", task) for task in tasks}
     buffer = train.Buffer(10_000, 128, 16)
     train.fill(buffer, files, tasks, 2)
     assert buffer.steps == 2 * 500 + 2 * 100
@@ -562,4 +563,4 @@ def test_demonstrations_that_are_there_are_kept(tmp_path, capsys):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mw-reach.safetensors"]
     assert (tmp_path / "out" / "mw-reach.safetensors").read_text() == "mine"
     convert.main(convert.Demos(tmp_path / "in", tmp_path / "out", overwrite=True))
-    assert len(demos.load(tmp_path / "out" / "mw-reach.safetensors", "mw-reach").ret) == 3
+    assert len(demo_format.load(tmp_path / "out" / "mw-reach.safetensors", "mw-reach").ret) == 3

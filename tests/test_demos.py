@@ -19,8 +19,10 @@ import pytest
 import safetensors
 from safetensors.numpy import save_file
 
+import demo_format
 import demos
 import envs
+import experts
 from envs import metaworld
 
 ROOT = Path(demos.__file__).parent
@@ -31,13 +33,13 @@ ARRAYS = ("obs", "action", "reward", "episode_start", "return", "success", "scor
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demos") / "new"  # it isn't there yet
-    assert demos.make_all([TASK], EPISODES, folder, workers=1) == []
+    assert experts.make_all([TASK], EPISODES, folder, workers=1) == []
     return folder / f"{TASK}.safetensors"
 
 
 @pytest.fixture(scope="module")
 def demo(path):
-    return demos.load(path, TASK)
+    return demo_format.load(path, TASK)
 
 
 def episodes(demo):
@@ -84,15 +86,15 @@ def test_replaying_the_actions_gives_the_same_episode(demo):
 
 
 def test_same_seed_same_episodes_other_seed_other_ones(path, demo, tmp_path):
-    demos.make_all([TASK], EPISODES, tmp_path / "again", workers=2)  # more workers change nothing
-    again = demos.load(tmp_path / "again" / path.name, TASK)
+    experts.make_all([TASK], EPISODES, tmp_path / "again", workers=2)  # more workers change nothing
+    again = demo_format.load(tmp_path / "again" / path.name, TASK)
     for one, other in zip(demo[:-1], again[:-1], strict=True):
         np.testing.assert_array_equal(one, other)
     assert {k: v for k, v in demo.meta.items() if "cpu" not in k} == {
         k: v for k, v in again.meta.items() if "cpu" not in k
     }
-    demos.make_all([TASK], 1, tmp_path / "other", seed=1, workers=1)
-    assert not set(demos.load(tmp_path / "other" / path.name, TASK).seed.tolist()) & set(demo.seed.tolist())
+    experts.make_all([TASK], 1, tmp_path / "other", seed=1, workers=1)
+    assert not set(demo_format.load(tmp_path / "other" / path.name, TASK).seed.tolist()) & set(demo.seed.tolist())
 
 
 # ---- how an attempt goes on after success ----
@@ -137,9 +139,9 @@ def test_way_by_definition(way, monkeypatch, tmp_path):
     env = Drift()
     env.name = TASK
     monkeypatch.setitem(metaworld.policies.ENV_POLICY_MAP, "door-open-v3", Rush)
-    monkeypatch.setattr(demos, "_environment", lambda task: env)
+    monkeypatch.setattr(experts, "_environment", lambda task: env)
     number = metaworld_ways().index(way) + 5
-    demos.attempt(TASK, number, "script", 0, tmp_path / "x.safetensors")
+    experts.attempt(TASK, number, "script", 0, tmp_path / "x.safetensors")
     arrays, meta = read(tmp_path / "x.safetensors")
     obs, action, reward = arrays["obs"], arrays["action"], arrays["reward"]
     np.testing.assert_array_equal(action[1:], env.received)
@@ -178,13 +180,13 @@ def tried(*rows):
     def one(number, *ends):
         arrays = (np.array([x], np.float32) for x in ends)
         meta = {"numbers": [number], "cpu_seconds": [1.0]}
-        return demos.Demos(rows_of_nothing, rows_of_nothing, rows_of_nothing[:, 0], start, *arrays, meta)
+        return demo_format.Demos(rows_of_nothing, rows_of_nothing, rows_of_nothing[:, 0], start, *arrays, meta)
 
     return [one(number, ret, score, score, 0) for number, ret, score in rows]
 
 
 def accepted(*rows, episodes=99, ways=1):
-    return [one.meta["numbers"][0] for one in demos.accept(tried(*rows), episodes, ways)]
+    return [one.meta["numbers"][0] for one in experts.accept(tried(*rows), episodes, ways)]
 
 
 def test_accept_by_hand():
@@ -212,7 +214,7 @@ def test_the_bar_is_that_of_the_best_way():
 
 def work(source, episodes, folder, *rows):
     task = {"script": "pygame-cowboy", "plan": "walker-walk"}[source]
-    job = demos.Work(task, source, episodes, folder, 0, None)
+    job = experts.Work(task, source, episodes, folder, 0, None)
     job.tried = {one.meta["numbers"][0]: one for one in tried(*rows)}
     job.judge()
     return job
@@ -246,10 +248,10 @@ def test_nothing_good_nothing_saved(tmp_path):
 
 
 def test_sources():
-    assert demos.source_of("mw-reach") == "script" and demos.source_of("walker-walk") == "plan"
-    assert demos.source_of("atari-pong") == "search" and demos.source_of("mw-reach", "plan") is None
-    assert demos.source_of("walker-walk", "agent") == "agent" and demos.source_of("gym:Pendulum-v1") is None
-    none = [name for name in envs.select("all") if demos.source_of(name) is None]
+    assert experts.source_of("mw-reach") == "script" and experts.source_of("walker-walk") == "plan"
+    assert experts.source_of("atari-pong") == "search" and experts.source_of("mw-reach", "plan") is None
+    assert experts.source_of("walker-walk", "agent") == "agent" and experts.source_of("gym:Pendulum-v1") is None
+    none = [name for name in envs.select("all") if experts.source_of(name) is None]
     assert none == ["ms-ant-walk", "ms-ant-run", "ms-hopper-stand", "ms-hopper-hop", "ms-anymal-reach"]
 
 
@@ -258,8 +260,8 @@ ONE_EACH = ["pygame-cowboy", "og-point-arena", "mujoco-inverted-pendulum", "mujo
 
 @pytest.mark.parametrize("task", ONE_EACH)
 def test_attempt_replays_exactly_in_a_fresh_environment(task, tmp_path):
-    demos.attempt(task, 3, demos.source_of(task), 0, tmp_path / "x.safetensors")
-    demo, env = demos.load(tmp_path / "x.safetensors", task), envs.make(task, seed=9)
+    experts.attempt(task, 3, experts.source_of(task), 0, tmp_path / "x.safetensors")
+    demo, env = demo_format.load(tmp_path / "x.safetensors", task), envs.make(task, seed=9)
     env.reset(seed=int(demo.seed[0]))
     for t in range(1, len(demo.obs)):
         obs, reward, _, _, info = env.step(demo.action[t])
@@ -277,8 +279,8 @@ def test_an_agent_demonstrates(tmp_path):
     cfg = newt.Config(size="XS", task_dim=0, num_samples=16, num_elites=4, num_pi=4, iterations=1)
     agent = newt.create(cfg, ["pygame-cowboy"], torch.zeros(1, 0), [1], [0.99])
     newt.save(tmp_path / "a.safetensors", agent, 0)
-    demos.attempt("pygame-cowboy", 0, "agent", 0, tmp_path / "x.safetensors", tmp_path / "a.safetensors")
-    demo = demos.load(tmp_path / "x.safetensors", "pygame-cowboy")
+    experts.attempt("pygame-cowboy", 0, "agent", 0, tmp_path / "x.safetensors", tmp_path / "a.safetensors")
+    demo = demo_format.load(tmp_path / "x.safetensors", "pygame-cowboy")
     assert len(demo.obs) == 501 and demo.meta["source"] == "agent" and demo.action[1:].std() > 0
 
 
@@ -330,7 +332,7 @@ BROKEN = {
 def check_refused(path, task, *words):
     """load raises one line that names the file."""
     with pytest.raises(ValueError) as error:
-        demos.load(path, task)
+        demo_format.load(path, task)
     message = str(error.value)
     assert "\n" not in message and str(path) in message and len(message) < 400, message
     assert all(word in message for word in words), message
@@ -341,7 +343,7 @@ def test_broken_file_is_refused(path, tmp_path, change):
     arrays, meta = read(path)
     broken = tmp_path / path.name
     write(broken, arrays, meta)
-    demos.load(broken, TASK)  # a faithful copy is fine
+    demo_format.load(broken, TASK)  # a faithful copy is fine
     change(arrays, meta)
     write(broken, arrays, meta)
     check_refused(broken, TASK, TASK)
@@ -363,7 +365,7 @@ def test_other_files_are_refused(path, tmp_path):
     check_refused(path, "mw-door-close", TASK, "mw-door-close")
     check_refused(path, "mw-nothing", "mw-nothing")
     with pytest.raises(FileNotFoundError, match="mw-reach"):
-        demos.load(tmp_path / "none.safetensors", "mw-reach")
+        demo_format.load(tmp_path / "none.safetensors", "mw-reach")
 
 
 # ---- the folder ----
@@ -379,16 +381,16 @@ def names(folder):
 
 
 def test_make_all_makes_what_is_missing_and_keeps_the_rest(tmp_path):
-    demos.make_all(["mw-reach", TASK], 2, tmp_path, workers=2)
+    experts.make_all(["mw-reach", TASK], 2, tmp_path, workers=2)
     assert names(tmp_path) == [f"{TASK}.safetensors", "mw-reach.safetensors"]
     files = sorted(tmp_path.glob("*.safetensors"))
     before = [stamp(file) for file in files]
-    demos.make_all([TASK], 1, tmp_path)  # more than enough
-    demos.make_all(["mw-reach", TASK], 2, tmp_path, seed=9)
+    experts.make_all([TASK], 1, tmp_path)  # more than enough
+    experts.make_all(["mw-reach", TASK], 2, tmp_path, seed=9)
     assert [stamp(file) for file in files] == before
-    two = demos.load(files[0], TASK)
-    demos.make_all([TASK], 3, tmp_path, workers=1)  # too few
-    three = demos.load(files[0], TASK)
+    two = demo_format.load(files[0], TASK)
+    experts.make_all([TASK], 3, tmp_path, workers=1)  # too few
+    three = demo_format.load(files[0], TASK)
     assert len(three.ret) == 3 and stamp(files[1]) == before[1]
     assert three.meta["cpu_seconds"][:2] == two.meta["cpu_seconds"]  # to the hundredth: they were not made again
     np.testing.assert_array_equal(three.obs[: len(two.obs)], two.obs)
@@ -396,25 +398,25 @@ def test_make_all_makes_what_is_missing_and_keeps_the_rest(tmp_path):
 
 def test_converted_files_are_never_replaced(demo, path, tmp_path):
     meta = {"version": 1, "task": TASK, "source": "converted"}
-    demos.save(tmp_path / path.name, demos.episode(demo, 0)._replace(meta=meta))
+    demo_format.save(tmp_path / path.name, demo_format.episode(demo, 0)._replace(meta=meta))
     before = stamp(tmp_path / path.name)
-    assert demos.make_all([TASK], 3, tmp_path, workers=1) == []
+    assert experts.make_all([TASK], 3, tmp_path, workers=1) == []
     assert stamp(tmp_path / path.name) == before and names(tmp_path) == [path.name]
 
 
 def test_failed_write_leaves_the_old_file_and_no_other(path, demo, tmp_path, monkeypatch):
     target = tmp_path / path.name
-    demos.save(target, demo)
+    demo_format.save(target, demo)
     before = target.read_bytes()
 
     def full(*_):
         raise OSError("No space left on device")
 
-    for module, name in ((os, "fsync"), (os, "replace"), (demos, "save_file")):
+    for module, name in ((os, "fsync"), (os, "replace"), (demo_format, "save_file")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
             with pytest.raises(OSError, match="No space"):
-                demos.save(target, demos.episode(demo, 0))
+                demo_format.save(target, demo_format.episode(demo, 0))
         assert list(tmp_path.iterdir()) == [target] and target.read_bytes() == before
 
 
@@ -436,7 +438,7 @@ def test_kill_9_and_again_makes_nothing_twice(tmp_path):
         now = {file.name: stamp(file) for file in attempts.glob("*.safetensors")}
         assert seen.items() <= now.items()  # what was there was not written again
         for name in now:
-            demos.load(attempts / name, task)  # and is whole
+            demo_format.load(attempts / name, task)  # and is whole
         seen = now
     for folder in ("killed", "whole"):
         done = subprocess.run(
@@ -444,19 +446,22 @@ def test_kill_9_and_again_makes_nothing_twice(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert names(tmp_path / folder) == [f"{task}.safetensors"]
-    killed, whole = (demos.load(tmp_path / folder / f"{task}.safetensors", task) for folder in ("killed", "whole"))
+    killed, whole = (
+        demo_format.load(tmp_path / folder / f"{task}.safetensors", task) for folder in ("killed", "whole")
+    )
     for one, other in zip(killed[:-1], whole[:-1], strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_time_limit_saves_a_partial_set_and_the_next_run_goes_on(tmp_path):
     task = "pygame-coinrun"
-    demos.make_all([task], 6, tmp_path, workers=1, minutes=1e-9)
+    experts.make_all([task], 6, tmp_path, workers=1, minutes=1e-9)
     left = names(tmp_path)
     assert 1 <= len(left) <= 2 and left[0] == f"attempts/{task}/0000.safetensors"
-    demos.make_all([task], 6, tmp_path, workers=1)
+    experts.make_all([task], 6, tmp_path, workers=1)
     assert (
-        names(tmp_path) == [f"{task}.safetensors"] and len(demos.load(tmp_path / f"{task}.safetensors", task).ret) == 6
+        names(tmp_path) == [f"{task}.safetensors"]
+        and len(demo_format.load(tmp_path / f"{task}.safetensors", task).ret) == 6
     )
 
 
@@ -480,7 +485,7 @@ def test_command_line(tmp_path):
     with open(tmp_path / "d.csv") as file:
         rows = {row["task"]: row for row in csv.DictReader(file)}
     for name, episodes, ret, success, score, source, count, _ in lines[1:3]:
-        demo = demos.load(tmp_path / "d" / f"{name}.safetensors", name)
+        demo = demo_format.load(tmp_path / "d" / f"{name}.safetensors", name)
         assert (episodes, success, score, source) == ("2", "1.00", "1.00", "script") and int(count) == demo.meta[
             "tried"
         ]
@@ -494,16 +499,16 @@ def test_check_plays_them_again(path, demo, tmp_path):
     assert done.returncode == 0 and "1 tasks played again, 0 differ" in done.stdout, done.stderr
     reward = demo.reward.copy()
     reward[7] = np.nextafter(reward[7], np.inf)  # the smallest difference that there is
-    demos.save(tmp_path / path.name, demo._replace(reward=reward))
+    demo_format.save(tmp_path / path.name, demo._replace(reward=reward))
     done = run("check", tmp_path, "--workers", "1")
     assert done.returncode == 1 and f"{TASK}: step 7" in done.stdout and "1 differ" in done.stdout
 
 
 def test_film(tmp_path):
-    demos.make_all(["pygame-landing"], 1, tmp_path, workers=1)
+    experts.make_all(["pygame-landing"], 1, tmp_path, workers=1)
     done = run("play", tmp_path / "pygame-landing.safetensors", "--out", tmp_path / "x.mp4")
     assert done.returncode == 0 and (tmp_path / "x.mp4").stat().st_size > 5000, done.stderr
-    score = demos.load(tmp_path / "pygame-landing.safetensors", "pygame-landing").score[0]
+    score = demo_format.load(tmp_path / "pygame-landing.safetensors", "pygame-landing").score[0]
     assert f"score {score:.3f}" in done.stdout and "recorded" not in done.stdout
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import envs
+import experts
 from envs import maniskill_bodies
 
 pytest.importorskip("mani_skill")
@@ -15,14 +16,8 @@ pytest.importorskip("mani_skill")
 
 def play(env, seed: int) -> tuple[float, np.ndarray]:
     """-> score, (T,) heights of the pole's tip over the cart, 1 is upright; obs[1] is the angle."""
-    obs, info = env.reset(seed=seed)
-    script, heights, truncated = maniskill_bodies.player(env, obs, 0), [], False
-    action = next(script)
-    while not truncated:
-        obs, _, _, truncated, info = env.step(np.clip(action, -1, 1).astype(np.float32))
-        heights.append(np.cos(obs[1]))
-        action = script.send((obs, info))
-    return info["score"], np.array(heights)
+    one = experts.play(env, maniskill_bodies.player, seed, 0)
+    return one.score[0], np.cos(one.obs[1:, 1])
 
 
 @pytest.mark.parametrize("name", ["ms-cartpole-balance", "ms-cartpole-swingup"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import envs
+import experts
 from envs import mpc
 from envs.mpc import Plan
 
@@ -123,14 +124,8 @@ def test_feedback_balances(task):
     """A perfect score from each start, with less and less to do."""
     env = envs.make(task)
     for number in range(3):
-        obs, info = env.reset(seed=number)
-        script, done, actions = mpc.player(env, obs, number), False, []
-        action = next(script)
-        while not done:
-            actions.append(action.clip(-1, 1).astype(np.float32))
-            obs, _, _, done, info = env.step(actions[-1])
-            action = None if done else script.send((obs, info))
-        assert info["score"] > 0.999 and np.abs(actions[-50:]).max() < 0.01
+        one = experts.play(env, mpc.player, number, number)
+        assert one.score[0] > 0.999 and np.abs(one.action[-50:]).max() < 0.01
 
 
 def test_feedback_is_for_poles_that_are_nearly_upright():
@@ -179,11 +174,4 @@ def test_a_fall_of_the_biped_costs():
 @pytest.mark.slow
 def test_a_planned_episode():
     """Far above what the specification calls a failure; the committed table has means."""
-    env = envs.make("pendulum-swingup")
-    obs, info = env.reset(seed=0)
-    script, done = mpc.player(env, obs, 0), False
-    action = next(script)
-    while not done:
-        obs, _, _, done, info = env.step(action.astype(np.float32))
-        action = None if done else script.send((obs, info))
-    assert info["score"] > 0.6
+    assert experts.play(envs.make("pendulum-swingup"), mpc.player, 0, 0).score[0] > 0.6

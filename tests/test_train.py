@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
 import checkpoint
-import demos
+import demo_format
 import envs
 import eval as evaluation
 import newt
@@ -281,11 +282,23 @@ def test_resume_with_other_demonstrations_is_refused(finished, tmp_path, monkeyp
     shutil.copytree(finished[0] / "demos", tmp_path / "demos")
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "demos" / "mw-reach.safetensors"
-    demo = demos.load(file, "mw-reach")
-    demos.save(file, demo._replace(ret=demo.ret + 1))
+    demo = demo_format.load(file, "mw-reach")
+    demo_format.save(file, demo._replace(ret=demo.ret + 1))
     with pytest.raises(SystemExit) as stopped:
         evaluation.run(lambda: train.main(train.parse(["--resume", "whole"])))
     assert stopped.value.code == 2 and "whole began with other demonstrations" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_version_is_refused(finished, tmp_path):
+    """One that doesn't say which demonstrations it began with would go on without any."""
+    shutil.copytree(finished[0] / "whole", tmp_path / "whole")
+    path = checkpoint.complete(tmp_path / "whole")[-1] / "state.safetensors"
+    with safetensors.safe_open(path, "pt") as file:
+        meta = json.loads(file.metadata()["newt_state"])
+    del meta["demos"]
+    save_file(load_file(path), path, {"newt_state": json.dumps(meta)})
+    with pytest.raises(ValueError, match="state.safetensors was written by another version"):
+        checkpoint.load(tmp_path / "whole", torch.device("cpu"), torch.Generator())
 
 
 def test_command_line_exit_code(tmp_path):

@@ -1,0 +1,117 @@
+"""Demonstration files: one per task, read, checked, and written so that kill -9 can't damage them.
+
+File <task>.safetensors: obs (N, O), action (N, A), reward (N,), episode_start (E+1,), and per episode return, success,
+score, seed; JSON under "newt_demos" in the header. Row t of an episode is obs_t and the action and reward that led to
+it; the first row's action and reward are NaN. Replaying the actions after reset(seed=) gives the same observations.
+Test: pytest tests/test_demos.py
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+import envs
+
+FORMAT_VERSION = 1
+
+
+class Demos(NamedTuple):
+    """Demonstrations of one task, numpy arrays: N rows, E episodes."""
+
+    obs: np.ndarray  # (N, O) float32
+    action: np.ndarray  # (N, A) float32 in [-1, 1]; NaN in each episode's first row
+    reward: np.ndarray  # (N,) float32, likewise
+    episode_start: np.ndarray  # (E+1,) int64, first row of each episode, and N
+    ret: np.ndarray  # (E,) float32
+    success: np.ndarray  # (E,) float32, at the last step
+    score: np.ndarray  # (E,) float32, at the last step
+    seed: np.ndarray  # (E,) int64, for env.reset
+    meta: dict
+
+
+def save(path: Path, demo: Demos) -> None:
+    """Write a file; whatever happens, what stands at `path` is the old file or the whole new one."""
+    arrays = {"obs": demo.obs, "action": demo.action, "reward": demo.reward, "return": demo.ret, "score": demo.score,
+              "success": demo.success, "seed": demo.seed.astype(np.int64),
+              "episode_start": demo.episode_start.astype(np.int64)}  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        save_file(arrays, temporary, {"newt_demos": json.dumps(demo.meta)})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # still there only if one of these failed
+
+
+def join(parts: list[Demos], meta: dict) -> Demos:
+    lengths = [len(part.obs) for part in parts]
+    names = ("obs", "action", "reward", "ret", "success", "score", "seed")
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Demos(**arrays, episode_start=np.cumsum([0, *lengths]), meta=meta)
+
+
+def episode(demo: Demos, e: int) -> Demos:
+    """One episode alone; its meta is that of the whole."""
+    rows = slice(int(demo.episode_start[e]), int(demo.episode_start[e + 1]))
+    ends = (getattr(demo, name)[e : e + 1] for name in ("ret", "success", "score", "seed"))
+    start = np.array([0, rows.stop - rows.start])
+    return Demos(demo.obs[rows], demo.action[rows], demo.reward[rows], start, *ends, demo.meta)
+
+
+def check(demo: Demos, path: Path, task: str) -> Demos:
+    """The same, if it fits the task. ValueError, one line that names the file: wrong shapes, or NaN elsewhere."""
+    row, n, start = envs.TASKS[task], len(demo.obs), demo.episode_start
+    shapes = {"obs": (n, row.obs_dim), "action": (n, row.action_dim), "reward": (n,)}
+    shapes |= dict.fromkeys(("ret", "success", "score", "seed"), (len(start) - 1,))
+    wrong = [name for name, shape in shapes.items() if getattr(demo, name).shape != shape]
+    if wrong or len(start) < 2 or start[0] != 0 or start[-1] != n or (np.diff(start) < 2).any():
+        raise ValueError(f"{path}: shapes do not fit {task} or each other ({', '.join(wrong) or 'episode_start'})")
+    first = np.zeros(n, bool)
+    first[start[:-1]] = True
+    numbers = np.concatenate([demo.action, demo.reward[:, None]], 1)
+    if not (np.isnan(numbers[first]).all() and np.isfinite(numbers[~first]).all() and np.isfinite(demo.obs).all()):
+        raise ValueError(f"{path}: {task}: numbers that are not finite, or a first row that has an action")
+    return demo
+
+
+def load(path: Path, task: str) -> Demos:
+    """Read and check one task's file.
+
+    Raises FileNotFoundError or ValueError, one line that names the file: missing, truncated, foreign, of another task,
+    wrong shapes, or NaN anywhere but in the first rows.
+    """
+    path = Path(path)
+    if task not in envs.TASKS:
+        raise ValueError(f"unknown task {task!r} for {path}; all names are in envs/tasks.csv")
+    if not path.is_file():
+        raise FileNotFoundError(f"no demonstrations of {task} at {path}; make them with `python demos.py make`")
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            text = (file.metadata() or {}).get("newt_demos", "null")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error})") from error
+    try:
+        meta = json.loads(text)
+    except json.JSONDecodeError:
+        meta = None
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path} holds no demonstrations (no readable 'newt_demos' in its header)")
+    if (meta.get("version"), meta.get("task")) != (FORMAT_VERSION, task):
+        found = f"format {meta.get('version')} of {meta.get('task')}"
+        raise ValueError(f"{path} is {found}, expected is format {FORMAT_VERSION} of {task}")
+    names = ("obs", "action", "reward", "episode_start", "return", "success", "score", "seed")
+    if set(names) != set(arrays):
+        raise ValueError(f"{path} lacks or has other arrays than {', '.join(names)}")
+    dtypes = {name: arrays[name].dtype == ("i8" if name in ("episode_start", "seed") else "f4") for name in names}
+    flat = all(arrays[name].ndim == (2 if name in ("obs", "action") else 1) for name in names)
+    if not (flat and all(dtypes.values())):
+        raise ValueError(f"{path}: arrays of another shape or type than the format's")
+    return check(Demos(*(arrays[name] for name in names), meta), path, task)
