@@ -242,10 +242,14 @@ class Buffer:
             tensors |= {"table": torch.from_numpy(np.stack([start, rows, task]))}
             path = folder / f"episodes-{first:09d}-{end:09d}.safetensors"
             temporary = path.with_suffix(".tmp")
-            save_file(tensors, temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            try:
+                save_file(tensors, temporary)
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except (OSError, safetensors.SafetensorError):  # the disk is full: half a file helps nobody
+                temporary.unlink(missing_ok=True)
+                raise
         self._saved = end
 
     def load(self, folder: Path, first_episode: int, total_episodes: int) -> None:
@@ -337,11 +341,13 @@ class Collector:
         done: np.ndarray,
         final_obs: np.ndarray,
         obs: np.ndarray,
+        dropped: np.ndarray | None = None,
     ) -> list[tuple[int, float, int]]:
         """One step of all environments; episodes that end go to the buffer.
 
         action (n, A), reward, done (n,); final_obs (n, O) what the action led to; obs (n, O) the same, or where done
-        the next episode's first observation. -> finished ones as (environment, return, steps).
+        the next episode's first observation; dropped (n,) bool, the unfinished episode is void and obs begins another.
+        -> finished ones as (environment, return, steps).
         """
         if (self._t < 0).any():
             raise ValueError("call start(obs) before add: the first row of an episode is what reset returned")
@@ -352,11 +358,12 @@ class Collector:
             raise ValueError(f"environment {late} did not end within max_steps {self._reward.shape[1] - 1}")
         self._obs[every, self._t], self._action[every, self._t] = final_obs, action
         self._reward[every, self._t] = reward
-        finished = []
-        for i in np.flatnonzero(done).tolist():
-            rows = slice(0, self._t[i] + 1)
-            buffer.add(self._obs[i, rows], self._action[i, rows], self._reward[i, rows], int(self._task[i]))
-            finished.append((i, float(self._reward[i, 1 : self._t[i] + 1].sum()), int(self._t[i])))
+        finished, void = [], np.zeros(len(every), bool) if dropped is None else dropped
+        for i in np.flatnonzero(done | void).tolist():
+            if not void[i]:
+                rows = slice(0, self._t[i] + 1)
+                buffer.add(self._obs[i, rows], self._action[i, rows], self._reward[i, rows], int(self._task[i]))
+                finished.append((i, float(self._reward[i, 1 : self._t[i] + 1].sum()), int(self._t[i])))
             self._t[i] = 0
             self._obs[i, 0] = obs[i]
         return finished

@@ -2,13 +2,15 @@
 
     runs/<name>/config.json                            settings, to continue with
     runs/<name>/checkpoints/<step>/agent.safetensors   weights (newt.save): all that eval.py needs
-    runs/<name>/checkpoints/<step>/state.safetensors   optimisers, random streams; counters as JSON in its header
-    runs/<name>/buffer/                                the online buffer's episodes, append-only (buffer.Buffer.save)
+    runs/<name>/checkpoints/<step>/state.safetensors   optimisers, random stream; counters as JSON in its header
+    runs/<name>/checkpoints/<step>/rank-0.safetensors  the same of each process by itself (distributed.py)
+    runs/<name>/buffer/rank-0/                         its online buffer's episodes, append-only (buffer.Buffer.save)
     runs/<name>/agent.safetensors                      copy of the newest weights
 
 A checkpoint is written into a hidden folder, flushed to disk, and renamed. The newest two are kept. The buffer's files
 are shared between checkpoints: each one knows how many episodes had been added, and later ones are ignored.
-Nothing is unpickled. Test: pytest tests/test_train.py -k resume
+A full disk costs the checkpoint that did not fit, not those before. Nothing is unpickled.
+Test: pytest tests/test_train.py -k "resume or disk"
 """
 
 import json
@@ -20,26 +22,40 @@ from pathlib import Path
 import safetensors
 import torch
 
+import distributed
 import newt
 from buffer import Buffer
+from distributed import World
 
 KEEP = 2  # checkpoints
 
 
 @dataclass
 class State:
-    """Counters of a run, besides the tensors."""
+    """Counters of a run, besides the tensors. The same in every process."""
 
     phase: newt.Phase
     updates: int = 0  # in this phase
     vector_step: int = 0  # online steps of each environment
     learning_steps: int = 0  # environment steps since the first episodes ended; times utd: the updates that are due
     demos: dict[str, list[float]] = field(default_factory=dict)  # task -> returns of its demonstrations
-    episodes: dict[str, int] = field(default_factory=dict)  # finished online, per task
-    results: dict[str, dict] = field(default_factory=dict)  # "random", "pretrained", "online" -> task -> episodes
+    results: dict[str, dict] = field(default_factory=dict)  # "random", "pretrained" -> task -> episodes
     log_size: int = 0  # bytes of metrics.jsonl
+
+
+@dataclass
+class Own:
+    """What a process has for itself, of its own tasks."""
+
+    sampler: torch.Generator  # draws batches from the buffers
+    actor: torch.Generator  # noise of decisions
     buffer_first: int = 0  # oldest episode that the online buffer holds
     buffer_episodes: int = 0  # episodes ever added to it
+    episodes: dict[str, int] = field(default_factory=dict)  # finished online, per task
+    dropped: dict[str, int] = field(default_factory=dict)  # lost to faults of a simulator, per task
+
+    def counters(self) -> dict:
+        return {name: getattr(self, name) for name in ("buffer_first", "buffer_episodes", "episodes", "dropped")}
 
 
 def read_config(folder: Path) -> dict:
@@ -58,7 +74,7 @@ def require_empty(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not (folder / "config.json").is_file():
-        raise FileExistsError(f"{folder} holds files that are not a run; choose another folder with --run")
+        raise FileExistsError(f"{folder} holds files that are not a run; choose another folder with --folder")
     if not overwrite:
         raise FileExistsError(f"{folder} already holds a run; --resume {folder} continues it, --overwrite replaces it")
 
@@ -95,27 +111,52 @@ def _optimisers(agent: newt.Agent) -> dict[str, tuple[torch.optim.Optimizer, tor
 
 
 def save(
-    folder: Path, name: str, agent: newt.Agent, state: State, sampler: torch.Generator, online: Buffer, step: int
+    folder: Path, name: str, agent: newt.Agent, state: State, own: Own, online: Buffer, step: int, world: World
 ) -> None:
-    """Write checkpoints/<name>, then drop what is older than the newest two."""
+    """Write checkpoints/<name>, all processes together, then drop what is older than the newest two.
+
+    RuntimeError, one line, if that fails (a full disk): the checkpoints before are still there.
+    """
     temporary, path = folder / "checkpoints" / f".{name}", folder / "checkpoints" / name
-    if path.exists():  # a finished run that was resumed: replacing it would leave a moment without it
+    there = path.exists()  # a run that was resumed here: replacing it would leave a moment without it
+    if world.rank == 0 and not there:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed while writing it
+        temporary.mkdir()
+    if any(distributed.gather(there)):
         return
-    online.save(folder / "buffer", state.buffer_first)  # still the one before's: that must stay loadable
-    state.buffer_first, state.buffer_episodes = online.first_episode, online.total_episodes
-    tensors = {"generator": agent.generator.get_state(), "sampler": sampler.get_state()}
-    for key, (optim, value) in _optimisers(agent).items():
-        tensors |= {f"{key}/{field}": tensor for field, tensor in optim.state[value].items()}
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    newt.save(temporary / "agent.safetensors", agent, step)
-    meta = {**asdict(state), "agent_updates": agent.updates}
-    newt.write_atomically(temporary / "state.safetensors", tensors, {"newt_state": json.dumps(meta)})
-    os.rename(temporary, path)
-    _flush(path.parent)
-    newt.save(folder / "agent.safetensors", agent, step)
-    for old in complete(folder)[:-KEEP]:
-        shutil.rmtree(old)
+    try:
+        online.save(_buffer_folder(folder, world), own.buffer_first)  # still the one before's: must stay loadable
+        own.buffer_first, own.buffer_episodes = online.first_episode, online.total_episodes
+        streams = {"sampler": own.sampler.get_state(), "actor": own.actor.get_state()}
+        meta = {**own.counters(), "world": world.size}
+        newt.write_atomically(temporary / f"rank-{world.rank}.safetensors", streams, {"newt_rank": json.dumps(meta)})
+        if world.rank == 0:
+            tensors = {"generator": agent.generator.get_state()}
+            for key, (optim, value) in _optimisers(agent).items():
+                tensors |= {f"{key}/{field}": tensor for field, tensor in optim.state[value].items()}
+            newt.save(temporary / "agent.safetensors", agent, step)
+            meta = {**asdict(state), "agent_updates": agent.updates}
+            newt.write_atomically(temporary / "state.safetensors", tensors, {"newt_state": json.dumps(meta)})
+        distributed.gather(None)  # every file is there
+        if world.rank == 0:
+            os.rename(temporary, path)
+            _flush(path.parent)
+            newt.save(folder / "agent.safetensors", agent, step)
+    except (OSError, safetensors.SafetensorError) as error:
+        if isinstance(error, ConnectionError):
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)
+        kept = [str(p) for p in complete(folder)[-1:]] or ["no checkpoint"]
+        raise RuntimeError(
+            f"can't write {path}: {error}; {kept[0]} is kept. Make room, then --resume {folder}"
+        ) from error
+    if world.rank == 0:
+        for old in complete(folder)[:-KEEP]:
+            shutil.rmtree(old)
+
+
+def _buffer_folder(folder: Path, world: World) -> Path:
+    return folder / "buffer" / f"rank-{world.rank}"
 
 
 def _flush(folder: Path) -> None:
@@ -126,32 +167,50 @@ def _flush(folder: Path) -> None:
         os.close(handle)
 
 
-def _read_state(path: Path) -> tuple[State, int, dict[str, torch.Tensor]]:
-    file_name = path / "state.safetensors"
+def _read(file_name: Path, key: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Counters from a file's header, and its tensors. ValueError, one line."""
     try:
         with safetensors.safe_open(file_name, "pt") as file:
-            meta = json.loads(file.metadata()["newt_state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return json.loads(file.metadata()[key]), {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
-        raise ValueError(f"{file_name}: {error}; delete {path} to resume from the checkpoint before") from error
-    updates = meta.pop("agent_updates", None)
-    if updates is None or set(meta) != {f.name for f in fields(State)}:
-        raise ValueError(f"{file_name} was written by another version of this program")
-    return State(**meta), updates, tensors
+        hint = f"delete {file_name.parent} to resume from the checkpoint before"
+        raise ValueError(f"{file_name} is damaged or of another version ({error}); {hint}") from error
 
 
-def load(folder: Path, device: torch.device, sampler: torch.Generator) -> tuple[newt.Agent, State] | None:
-    """Agent (with optimisers and random stream) and counters of the newest checkpoint; None if there is none yet."""
+def load(folder: Path, device: torch.device, own: Own, world: World) -> tuple[newt.Agent, State] | None:
+    """Agent (with optimisers and random stream) and counters of the newest checkpoint; None if there is none yet.
+
+    Fills `own`. ValueError, one line: damaged, of another version, or saved by another number of processes.
+    """
     found = complete(folder)
     if not found:
         return None
-    agent, _ = newt.load(found[-1] / "agent.safetensors", device)
-    state, agent.updates, tensors = _read_state(found[-1])
+    path = found[-1]
+    agent, _ = newt.load(path / "agent.safetensors", device)
+    meta, tensors = _read(path / "state.safetensors", "newt_state")
+    updates = meta.pop("agent_updates", None)
+    counters, streams = _read(path / "rank-0.safetensors", "newt_rank")
+    saved_by = counters.get("world")
+    if saved_by != world.size:
+        raise ValueError(f"{folder} was written by {saved_by} processes and can't go on in {world.size}")
+    if world.rank:
+        counters, streams = _read(path / f"rank-{world.rank}.safetensors", "newt_rank")
+    known = {f.name for f in fields(State)}, {*own.counters(), "world"}
+    if updates is None or (set(meta), set(counters)) != known:
+        raise ValueError(f"{path / 'state.safetensors'} was written by another version of this program")
+    agent.updates = updates
     agent.generator.set_state(tensors.pop("generator"))
-    sampler.set_state(tensors.pop("sampler"))
+    own.sampler.set_state(streams["sampler"])
+    own.actor.set_state(streams["actor"])
+    for name in own.counters():
+        setattr(own, name, counters[name])
     targets = _optimisers(agent)
     for name, tensor in tensors.items():
         key, _, entry = name.rpartition("/")
         optim, value = targets[key]
         optim.state[value][entry] = tensor.to(device).clone()  # a copy: the file's own memory may be unaligned
-    return agent, state
+    return agent, State(**meta)
+
+
+def load_buffer(folder: Path, online: Buffer, own: Own, world: World) -> None:
+    online.load(_buffer_folder(folder, world), own.buffer_first, own.buffer_episodes)

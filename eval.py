@@ -110,21 +110,23 @@ def evaluate(
         for length, group in sorted(groups.items()):
             names = [name for name in group for _ in range(copies)]
             with VectorEnv(names, seed, workers, agent.cfg.obs_dim, agent.cfg.action_dim) as vector:
-                for number in range(rounds):
+                number = 0
+                while min(len(results[name]) for name in group) < episodes:  # `rounds` times, without faults
                     obs = vector.reset(episode=number)
                     played = _play(agent, vector, names, obs, length, policy, step, generator, random, bar)
                     for name, episode in zip(names, played, strict=True):
-                        results[name].append(episode)
+                        results[name] += [episode] if episode else []
+                    number += 1
     return {name: played[:episodes] for name, played in results.items()}
 
 
-def _play(agent, vector, names, obs, length, policy, step, generator, random, bar) -> list[Episode]:
-    """One episode in each environment; all are of the same length."""
+def _play(agent, vector, names, obs, length, policy, step, generator, random, bar) -> list[Episode | None]:
+    """One episode in each environment, all of the same length; None if a fault of the simulator cut it off."""
     cfg, device, n = agent.cfg, agent.device, len(names)
     task = torch.tensor([agent.tasks.index(name) for name in names], device=device)
     mask = agent.mask[task].cpu().numpy()
     warm = torch.zeros(n, cfg.horizon, cfg.action_dim, device=device)
-    first, returns = torch.ones(n, dtype=torch.bool, device=device), np.zeros(n)
+    first, returns, cut = torch.ones(n, dtype=torch.bool, device=device), np.zeros(n), np.zeros(n, bool)
     for _ in range(length):
         if policy == "random":
             action = random.uniform(-1, 1, (n, cfg.action_dim)).astype(np.float32) * mask
@@ -133,10 +135,11 @@ def _play(agent, vector, names, obs, length, policy, step, generator, random, ba
             plan = newt.act(agent, x, task, warm, first, step, use_planner=policy == "planner", generator=generator)
             action, warm, first = plan.action.cpu().numpy(), plan.mean, torch.zeros_like(first)
         result = vector.step(action)
-        obs, returns = result.obs, returns + result.reward
+        obs, returns, cut = result.obs, returns + result.reward, cut | result.dropped
         bar.update(n)
-    assert result.done.all(), "environments of one group end together"
-    return [Episode(*map(float, row)) for row in zip(returns, result.success, result.score, strict=True)]
+    assert (result.done | cut).all(), "environments of one group end together"
+    rows = zip(returns, result.success, result.score, strict=True)
+    return [None if lost else Episode(*map(float, row)) for row, lost in zip(rows, cut, strict=True)]
 
 
 def summarise(values: list[float]) -> tuple[float, float]:
@@ -282,7 +285,7 @@ def run(main_function, *args) -> None:
     """Run a command's main; bad input ends with one line on stderr and exit code 2 instead of a traceback."""
     try:
         main_function(*args)
-    except (ValueError, ImportError, FileNotFoundError, FileExistsError, RuntimeError) as error:
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

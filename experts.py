@@ -36,7 +36,7 @@ from tqdm import tqdm
 import envs
 from demo_format import FORMAT_VERSION, Demos, episode, join, load, save
 from envs import mpc
-from envs.vector import end_with_parent, episode_seed, light_spawn
+from envs.vector import end_with_parent, light_spawn
 
 FLOOR = 0.3  # of the score
 SCRIPTS = {  # how names of tasks begin -> module with their player(env, obs, number)
@@ -145,7 +145,8 @@ def attempt(task: str, number: int, source: Source, seed: int, path: Path, ckpt:
         player = functools.partial(agent_player, ckpt=ckpt)
     else:
         player = importlib.import_module(module_of(task, source)).player
-    one = play(_environment(task), player, episode_seed(seed, list(envs.TASKS).index(task), number), number)
+    start_seed = np.random.SeedSequence([seed, list(envs.TASKS).index(task), number]).generate_state(1)[0]
+    one = play(_environment(task), player, int(start_seed), number)
     meta = provenance(task, source, seed, ckpt) | {"numbers": [number]}
     meta["cpu_seconds"] = [round(time.process_time() - start, 2)]
     save(path, one._replace(meta=meta))

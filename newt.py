@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import distributed
 import planner
 import world_model as wm
 from buffer import Batch
@@ -175,9 +176,7 @@ def create(
     if params is None:
         # Drawn on the CPU so that one seed gives the same network on every device.
         init_generator = torch.Generator().manual_seed(seed)
-        params = wm.init(
-            wm.SIZES[cfg.size], cfg.obs_dim, cfg.action_dim, cfg.task_dim, cfg.num_bins, init_generator
-        )
+        params = wm.init(wm.SIZES[cfg.size], cfg.obs_dim, cfg.action_dim, cfg.task_dim, cfg.num_bins, init_generator)
     # Sorted, as files are: the order in which gradient norms are summed must not depend on where parameters came from.
     params = {
         name: value.detach().to(device).clone().requires_grad_(not name.startswith("q_target."))
@@ -380,18 +379,30 @@ def model_loss(
 
 
 def update(
-    agent: Agent, batch: Batch, phase: Phase, noise: UpdateNoise | None = None, lr_scale: float = 1.0
+    agent: Agent,
+    batch: Batch,
+    phase: Phase,
+    noise: UpdateNoise | None = None,
+    lr_scale: float = 1.0,
+    rank: int = 0,
+    world: int = 1,
 ) -> dict[str, Tensor]:
     """One learning step, in place: model, target, and (online) policy and scale. The only place with optimisers.
 
     batch  obs (H+1, B, O), action (H, B, A), reward (H, B), task (B,), on the agent's device
     lr_scale  both learning rates are multiplied by it
-    return scalar metrics as detached tensors, so that nothing waits for a GPU
+    rank, world  this process and how many there are: B is then a share of the batch, noise too, and what is
+           learned, returned and drawn is the same as if one process had all shares, in the order of ranks
+    return scalar metrics as detached tensors
+    Raises FloatingPointError if a loss or gradient is not finite: before the step that would spoil the weights.
     """
     cfg, params = agent.cfg, agent.params
+    horizon, size, dims = batch.action.shape
+    mine = slice(rank * size, (rank + 1) * size)
     if noise is None:
         num_q = params["q.0.weight"].shape[0]
-        noise = draw_update_noise(*batch.action.shape, num_q, agent.generator)
+        noise = draw_update_noise(horizon, size * world, dims, num_q, agent.generator)
+        noise = UpdateNoise(*(eps[:, mine] for eps in noise[:3]), *noise[3:])
     task = Task(agent.emb, agent.mask, batch.task)
     agent.updates += 1
     # Upstream quirk: the first update already uses factor 2/5000.
@@ -401,32 +412,39 @@ def update(
     agent.pi_optim.param_groups[0]["lr"] = cfg.lr * lr_scale
 
     loss, zs, metrics = model_loss(cfg, params, batch, task, agent.discount[batch.task], noise, phase)
-    agent.model_optim.zero_grad(set_to_none=True)
-    loss.backward()
-    grad_norm = torch.nn.utils.clip_grad_norm_(
-        [v for group in agent.model_optim.param_groups for v in group["params"]], cfg.grad_clip
-    )
-    agent.model_optim.step()
+    metrics["train/grad_norm"] = _descend(agent.model_optim, loss, cfg.grad_clip, list(metrics.values()))
     targets = [name for name in params if name.startswith("q_target.")]
     with torch.no_grad():
         online = [params[name.replace("q_target.", "q.", 1)] for name in targets]
         torch._foreach_lerp_([params[name] for name in targets], online, cfg.tau)
-    metrics["train/grad_norm"] = grad_norm
 
     if phase == "online":
-        rho = time_weights(batch.action.shape[0], cfg.rho, batch.obs.device)
+        rho = time_weights(horizon, cfg.rho, batch.obs.device)
         bins = wm.make_bins(cfg.num_bins, device=batch.obs.device)
         loss, pi_metrics = policy_loss(
             params, zs.detach(), batch.action, task, noise.eps_pi, noise.heads_pi, agent.q_scale, rho, bins,
             cfg.entropy_coef, cfg.online_bc_coef * agent.guided[batch.task],
         )  # fmt: skip
-        agent.pi_optim.zero_grad(set_to_none=True)
-        loss.backward()
-        pi_norm = torch.nn.utils.clip_grad_norm_(agent.pi_optim.param_groups[0]["params"], cfg.grad_clip)
-        agent.pi_optim.step()
-        agent.q_scale = update_scale(agent.q_scale, pi_metrics.pop("q"), cfg.tau)
-        metrics |= pi_metrics | {"train/pi_grad_norm": pi_norm}
+        # The scale needs the values of the whole batch: each process fills its own part, and the mean collects them.
+        q = torch.zeros(size * world, device=batch.obs.device)
+        q[mine] = pi_metrics.pop("q") * world
+        norm = _descend(agent.pi_optim, loss, cfg.grad_clip, [q, *pi_metrics.values()])
+        agent.q_scale = update_scale(agent.q_scale, q, cfg.tau)
+        metrics |= pi_metrics | {"train/pi_grad_norm": norm}
     return metrics | {"train/q_scale": agent.q_scale}
+
+
+def _descend(optim: torch.optim.Optimizer, loss: Tensor, clip: float, also: list[Tensor]) -> Tensor:
+    """One step of an optimiser -> norm of the gradient. `also` is averaged over processes in the same message."""
+    weights = [value for group in optim.param_groups for value in group["params"]]
+    optim.zero_grad(set_to_none=True)
+    loss.backward()
+    distributed.average([value.grad for value in weights if value.grad is not None] + also)
+    norm = torch.nn.utils.clip_grad_norm_(weights, clip)
+    if not (loss.detach() + norm).isfinite():  # waits for a GPU, once per step: a bad one could not be taken back
+        raise FloatingPointError(f"loss {float(loss.detach()):g} or its gradient's norm {float(norm):g}")
+    optim.step()
+    return norm
 
 
 # ---------------------------------------------------------------- acting
@@ -513,10 +531,14 @@ def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    safetensors.torch.save_file(tensors, temporary, metadata)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        safetensors.torch.save_file(tensors, temporary, metadata)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, safetensors.SafetensorError):  # the disk is full: half a file helps nobody
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def save(path: Path, agent: Agent, step: int = 0, extra: dict | None = None) -> None:

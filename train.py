@@ -5,19 +5,26 @@
     python train.py --tasks walker-walk --demos none           one task from scratch
     python train.py --tasks mw-door-lock --ckpt runs/starter/agent.safetensors     finetune a saved agent
     python train.py --resume runs/starter                      go on after a kill; on a CPU bit for bit the same
+    torchrun --nproc-per-node 8 train.py --tasks all           several GPUs or machines (distributed.py)
 
 `main` reads downwards: check everything, make what is missing, pretrain, then the online loop, in which the learner
 updates while the simulators step. A run folder holds config.json, metrics.jsonl (one line per event), TensorBoard
 events, curves.png, videos/, agent.safetensors (newest weights) and checkpoints/. A checkpoint is complete or absent,
 and the environments start afresh at each one, in an uninterrupted run too: that is what makes resuming exact.
+Ctrl-C and SIGTERM write a checkpoint first; such a run goes on from there, with its unfinished episodes dropped.
+Every process of a distributed run comes through here; only rank 0 prints, logs and draws.
 Steps are agent steps. "step" in every file counts them over all environments, as published.
 Test: pytest tests/test_train.py
 """
 
 import argparse
 import json
+import os
+import signal
 import sys
 import time
+from collections import Counter
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -31,13 +38,15 @@ from tqdm import tqdm
 
 import checkpoint
 import demo_format
+import distributed
 import envs
 import eval as evaluation
 import experts
 import language
 import newt
 from buffer import Batch, Buffer, Collector, gigabytes, sample_mixed
-from envs.vector import VectorEnv
+from distributed import World
+from envs.vector import STEP_MS, VectorEnv
 from newt import Config
 
 STARTER = (
@@ -54,7 +63,7 @@ class Train:
     """all, heldout, a suite, or task names with commas between; gym:<id> and module:function are names, too"""
     preset: Literal["auto", "published", "laptop"] = "auto"
     """where every other default comes from; auto: published on a CUDA GPU, else laptop"""
-    run: Path | None = None
+    folder: Path | None = None
     """folder to write; default: runs/<tasks>"""
     resume: Path | None = None
     """run folder to continue with its own settings; only --steps and --workers may be given besides"""
@@ -146,6 +155,7 @@ LAPTOP = Train(
 # With neither demonstrations nor a checkpoint there is no good plan to refine yet: search wider, learn twice as often
 # per step (cartpole-swingup at 20,000 steps: 850 instead of 510), and to the end.
 FROM_SCRATCH = replace(LAPTOP, demos="none", utd=1.0, lr_end=1.0, agent=replace(LAPTOP.agent, std_min=0.1))
+DECISION_MS = 2.0  # besides STEP_MS, what a task costs the process that owns it: only for sharing tasks out
 PRESETS = {"published": Train(), "laptop": LAPTOP}
 
 
@@ -163,7 +173,7 @@ def parse(args: list[str]) -> Train:
             before = Train(**{**stored, "agent": Config(**stored["agent"])})
         except (TypeError, KeyError) as error:
             raise ValueError(f"{known.resume} was written by another version of this program: {error}") from error
-        before = replace(before, resume=known.resume, run=known.resume, ckpt=before.ckpt and Path(before.ckpt))
+        before = replace(before, resume=known.resume, folder=known.resume, ckpt=before.ckpt and Path(before.ckpt))
         cfg = tyro.cli(Train, default=before, args=args)
         changed = [f.name for f in fields(Train) if getattr(cfg, f.name) != getattr(before, f.name)]
         if set(changed) - {"steps", "workers"}:
@@ -176,7 +186,11 @@ def parse(args: list[str]) -> Train:
     return tyro.cli(Train, default=default, args=args)
 
 
-def check(cfg: Train, tasks: list[str]) -> None:
+def run_folder(folder: Path | None, tasks: str) -> Path:
+    return folder or Path("runs") / ("starter" if tasks == STARTER else tasks.replace(",", "+")[:60])
+
+
+def check(cfg: Train, tasks: list[str], world: World) -> None:
     """Everything that can be known to fail before the first minute of work: ValueError, one line."""
     newt.check(cfg.agent)
     for name in ("steps", "envs_per_task", "demo_episodes", "seed_episodes", "buffer_steps", "eval_every",
@@ -199,7 +213,14 @@ def check(cfg: Train, tasks: list[str]) -> None:
         raise ValueError(f"eval_every {cfg.eval_every} is shorter than an episode of these tasks, {longest} steps")
     if cfg.buffer_steps <= longest:
         raise ValueError(f"buffer_steps {cfg.buffer_steps} cannot hold one episode of {longest} steps")
-    needed = gigabytes(cfg.buffer_steps, cfg.agent.obs_dim, cfg.agent.action_dim, torch.float32)
+    if cfg.agent.batch_size % world.size:
+        raise ValueError(f"batch_size {cfg.agent.batch_size} can't be shared equally by {world.size} processes")
+    if len(tasks) < world.size:
+        raise ValueError(f"{world.size} processes need at least as many tasks, not {len(tasks)}")
+    if cfg.buffer_steps // world.size <= longest:
+        raise ValueError(f"a process's share of buffer_steps, {cfg.buffer_steps // world.size}, can't hold one episode")
+    rows = cfg.buffer_steps // world.size * world.local_size
+    needed = gigabytes(rows, cfg.agent.obs_dim, cfg.agent.action_dim, torch.float32)
     free = psutil.virtual_memory().available / 1e9
     if needed > free:
         raise ValueError(f"the buffer needs {needed:.1f} GB, {free:.1f} GB are free; lower --buffer-steps")
@@ -263,7 +284,7 @@ def create_agent(cfg: Train, tasks: list[str], device: torch.device) -> newt.Age
 
 
 def estimate(agent: newt.Agent, cfg: Train) -> float:
-    """Hours that acting and learning online will take here, from a timed decision and a small timed update."""
+    """Hours that acting and learning online will take one process, from a timed decision and a small timed update."""
     n = len(agent.tasks) * cfg.envs_per_task
     few, small, a = min(n, 4), min(128, agent.cfg.batch_size), agent.cfg
     zeros = torch.zeros(few, dtype=torch.long, device=agent.device)
@@ -294,44 +315,137 @@ def describe(hours: float) -> str:
 
 
 class Log:
-    """metrics.jsonl and TensorBoard: names as in loss/, train/, eval/<task>/, time/. Always local files."""
+    """metrics.jsonl and TensorBoard: names as in loss/, train/, eval/<task>/, time/. Always local files of rank 0.
 
-    def __init__(self, folder: Path, size: int = 0):
-        self.file = open(folder / "metrics.jsonl", "ab")
-        self.file.truncate(size)  # a resumed run drops what was written after its checkpoint
-        self.file.seek(0, 2)
-        self.board = SummaryWriter(str(folder))
+    `note` keeps a line until the next `write`, which all processes call: it also collects the notes of the others.
+    """
+
+    def __init__(self, folder: Path, size: int, world: World):
+        self.notes: list[tuple[int, dict]] = []
+        self.writes = world.rank == 0
+        if self.writes:
+            self.file = open(folder / "metrics.jsonl", "ab")
+            self.file.truncate(size)  # a resumed run drops what was written after its checkpoint
+            self.file.seek(0, 2)
+            self.board = SummaryWriter(str(folder))
+
+    def note(self, step: int, **values: float) -> None:
+        self.notes.append((step, {name: float(value) for name, value in values.items()}))
 
     def write(self, step: int, **values: float) -> None:
-        values = {name: float(value) for name, value in values.items()}
-        self.file.write(json.dumps({"step": step, **values}).encode() + b"\n")
+        everyone = distributed.gather(self.notes)
+        self.notes = []
+        if not self.writes:
+            return
+        lines = sorted((note for notes in everyone for note in notes), key=lambda note: note[0])
+        if values:
+            lines.append((step, {name: float(value) for name, value in values.items()}))
+        for step, values in lines:
+            self.file.write(json.dumps({"step": step, **values}).encode() + b"\n")
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
         self.file.flush()
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
 
     @property
     def size(self) -> int:
-        return self.file.tell()
+        return self.file.tell() if self.writes else 0
 
 
-def require_finite(metrics: dict, what: str) -> None:
-    """A loss that isn't a number means broken weights: stop before they replace a good checkpoint."""
-    if not np.isfinite(float(metrics["loss/model"])):
-        raise RuntimeError(f"the loss is not finite at {what}; the last checkpoint is kept. Lower --lr or --grad-clip")
+class Clock:
+    """Where the wall time goes: `with clock("plan"): ...`, and the shares since the last look."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        self.spent, self.start, self.done = Counter(), time.perf_counter(), 0
+
+    @contextmanager
+    def __call__(self, what: str):
+        before = time.perf_counter()
+        yield
+        self.spent[what] += time.perf_counter() - before
+
+    def look(self, unit: str, left: float) -> dict[str, float]:
+        """Shares of the wall time, speed and hours for what is left of what `done` counts; resident memory in GB."""
+        wall = time.perf_counter() - self.start
+        rate = self.done / wall
+        program = psutil.Process()
+        sizes = []
+        for child in program.children(recursive=True):
+            with suppress(psutil.Error):  # it ended just now
+                sizes.append(child.memory_info().rss)
+        shares = {f"time/{what}": self.spent[what] / wall for what in ("plan", "update", "wait", "log")}
+        memory = {"memory/learner_gb": program.memory_info().rss / 1e9, "memory/workers_gb": sum(sizes) / 1e9}
+        self.restart()
+        return shares | {f"time/{unit}_per_s": rate, "time/hours_left": left / max(rate, 1e-9) / 3600} | memory
+
+
+class Interruption:
+    """Ctrl-C and SIGTERM end the program at once, as by default, with everything it started.
+
+    But in a `with` block, the first one only asks: the loop ends after its present step, with a checkpoint.
+    """
+
+    def __init__(self):
+        self.code, self.patient = 0, False
+        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _handle(self, number, _) -> None:
+        if self.code or not self.patient:
+            raise SystemExit(128 + number)
+        self.code = 128 + number
+        print("\nstopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
+
+    def __enter__(self) -> None:
+        self.patient = True
+
+    def __exit__(self, *_) -> None:
+        self.patient = False
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def main(cfg: Train) -> None:
+    interruption = Interruption()
+    try:
+        world = distributed.join()
+        # torchrun starts all processes again with the same words after one was lost, which means: go on. Only the
+        # machine that lost it counts a restart.
+        again = distributed.any_of(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
+        folder = run_folder(cfg.folder, cfg.tasks)
+        if again and not cfg.resume and (folder / "config.json").is_file():
+            cfg = parse(["--resume", str(folder)])
+        run(cfg, world, interruption)
+    except FloatingPointError as error:
+        folder = run_folder(cfg.folder, cfg.tasks)
+        raise RuntimeError(
+            f"{error} is not finite: the step was not taken, the last checkpoint in {folder} is kept. Lower --lr or "
+            "--grad-clip"
+        ) from error
+    finally:
+        distributed.leave()
+        interruption.restore()
+
+
+def run(cfg: Train, world: World, interruption: Interruption) -> None:
     # ---- check everything before the first minute of work
     tasks = envs.select(cfg.tasks)
-    label = "starter" if cfg.tasks == STARTER else cfg.tasks.replace(",", "+")[:60]
-    folder = cfg.run or Path("runs") / label
-    check(cfg, tasks)
+    folder = run_folder(cfg.folder, cfg.tasks)
+    speaks = world.rank == 0
+    check(cfg, tasks, world)
     envs.require_real_assets(cfg.require_real_assets)
     device = evaluation.pick_device(cfg.device)
-    if not cfg.resume:
+    workers = cfg.workers or max(1, (os.cpu_count() or 1) // world.local_size)
+    if not cfg.resume and speaks:
         checkpoint.require_empty(folder, cfg.overwrite)
-    sampler = torch.Generator().manual_seed(cfg.seed + 1)
-    resumed = checkpoint.load(folder, device, sampler) if cfg.resume else None
+    seeds = np.random.SeedSequence([cfg.seed, world.rank]).generate_state(2)
+    own = checkpoint.Own(
+        torch.Generator().manual_seed(int(seeds[0])), torch.Generator(device=device).manual_seed(int(seeds[1]))
+    )
+    resumed = checkpoint.load(folder, device, own, world) if cfg.resume else None
     agent, state = resumed or (create_agent(cfg, tasks, device), checkpoint.State(phase="pretrain"))
     paths = demo_files(cfg, tasks)
     files = {name: demo_format.load(path, name) for name, path in paths.items() if path.is_file()}
@@ -339,21 +453,26 @@ def main(cfg: Train) -> None:
 
     # ---- say what will happen
     n = len(tasks) * cfg.envs_per_task
-    hours = estimate(agent, cfg)
-    print(f"{len(tasks)} tasks, {n} environments, {newt.wm.num_params(agent.params) / 1e6:.1f}M parameters, {device}")
-    for name, value in {**asdict(cfg), **asdict(agent.cfg)}.items():
-        if name != "agent":
-            print(f"  {name:20} {value}")
-    print(f"acting and learning online will take about {describe(hours)} here; everything is written to {folder}/")
-    if cfg.preset == "auto" and device.type != "cuda" and len(tasks) > 20:
-        full = replace(PRESETS["published"], tasks=cfg.tasks)
-        weeks = describe(estimate(create_agent(full, tasks, device), full))
-        print(f"(preset laptop; the published preset would take about {weeks} here: use a GPU for that)")
+    hours = estimate(agent, cfg) / world.size
+    if speaks:
+        together = f", {world.size} processes" if world.size > 1 else ""
+        size = newt.wm.num_params(agent.params) / 1e6
+        print(f"{len(tasks)} tasks, {n} environments, {size:.1f}M parameters, {device}{together}")
+        for name, value in {**asdict(cfg), **asdict(agent.cfg)}.items():
+            if name != "agent":
+                print(f"  {name:20} {value}")
+        print(f"acting and learning online will take about {describe(hours)} here; everything is written to {folder}/")
+        if cfg.preset == "auto" and device.type != "cuda" and len(tasks) > 20:
+            full = replace(PRESETS["published"], tasks=cfg.tasks)
+            weeks = describe(estimate(create_agent(full, tasks, device), full))
+            print(f"(preset laptop; the published preset would take about {weeks} here: use a GPU for that)")
 
-    # ---- demonstrations, replay, log; a resumed run goes on from its newest checkpoint
+    # ---- demonstrations, shares of the tasks, replay, log; a resumed run goes on from its newest checkpoint
     if not resumed:
         scripted = [name for name in paths if made_here(cfg, name)]
-        experts.make_all(scripted, cfg.demo_episodes, demo_folder(cfg), cfg.seed, cfg.workers or None)
+        if speaks:
+            experts.make_all(scripted, cfg.demo_episodes, demo_folder(cfg), cfg.seed, cfg.workers or None)
+        distributed.gather(None)
         files |= {name: demo_format.load(paths[name], name) for name in scripted if paths[name].is_file()}
     if resumed:  # what was made since must not change the run
         files = {name: file for name, file in files.items() if name in state.demos}
@@ -362,54 +481,86 @@ def main(cfg: Train) -> None:
         raise ValueError(f"{folder} began with other demonstrations than those in {demo_folder(cfg)}/")
     state.demos = shown
     without = [name for name in tasks if name not in files]
-    if files and without:
+    if files and without and speaks:
         print(f"no demonstrations of {', '.join(without)}: online only (`python demos.py make --tasks ...` makes some)")
+    if 0 < len(files) < world.size:
+        raise ValueError(f"{len(files)} tasks with demonstrations can't be shared out among {world.size} processes")
+    cost = [STEP_MS.get(envs.TASKS[name].domain, 1.0) + DECISION_MS for name in tasks]
+    mine = distributed.share_out(tasks, list(files), cost, world.size)[world.rank]
+    files = {name: file for name, file in files.items() if name in mine}
     longest = max(envs.TASKS[name].episode_length for name in tasks)
-    online = Buffer(cfg.buffer_steps, agent.cfg.obs_dim, agent.cfg.action_dim)
+    online = Buffer(cfg.buffer_steps // world.size, agent.cfg.obs_dim, agent.cfg.action_dim)
     demo = None
     if files:
         rows = sum(int(file.episode_start[-1]) for file in files.values())
         demo = Buffer(rows, agent.cfg.obs_dim, agent.cfg.action_dim)
         fill(demo, files, tasks, cfg.demo_episodes)
     if resumed:
-        online.load(folder / "buffer", state.buffer_first, state.buffer_episodes)
+        checkpoint.load_buffer(folder, online, own, world)
     else:
-        checkpoint.start(folder, asdict(replace(cfg, resume=None)))
+        if speaks:
+            checkpoint.start(folder, asdict(replace(cfg, resume=None)))
+        distributed.gather(None)
         fill(online, files, tasks, cfg.demo_episodes)
-    log = Log(folder, state.log_size)
+    log, clock = Log(folder, state.log_size, world), Clock()
 
     def learn(phase: newt.Phase) -> dict:
         source = (demo, online) if phase == "online" else (demo, None)
-        batch = sample_mixed(*source, agent.cfg.batch_size, agent.cfg.horizon, sampler, cfg.sampling)
+        size = agent.cfg.batch_size // world.size
+        batch = sample_mixed(*source, size, agent.cfg.horizon, own.sampler, cfg.sampling)
+        batch = Batch(*(x.to(device) for x in batch))
         lr_scale = 1 + (cfg.lr_end - 1) * state.vector_step / cfg.steps  # vector_step is 0 in pretraining
-        return newt.update(agent, Batch(*(x.to(device) for x in batch)), phase, lr_scale=lr_scale)
+        return newt.update(agent, batch, phase, None, lr_scale, world.rank, world.size)
 
     def measure(policy: evaluation.Policy, episodes: int, title: str) -> dict:
         step = state.vector_step * n
-        results = evaluation.evaluate(agent, tasks, episodes, cfg.seed, policy, step, cfg.workers or None, title)
-        means = {f"eval/{task}/{key}": np.mean([getattr(e, key) for e in episodes])
-                 for task, episodes in results.items() for key in ("ret", "success", "score")}  # fmt: skip
+        played = evaluation.evaluate(agent, mine, episodes, cfg.seed, policy, step, workers, title)
+        played = {task: rows for part in distributed.gather(played) for task, rows in part.items()}
+        played = {task: played[task] for task in tasks}
+        means = {f"eval/{task}/{key}": np.mean([getattr(e, key) for e in rows])
+                 for task, rows in played.items() for key in ("ret", "success", "score")}  # fmt: skip
         scores = [means[f"eval/{task}/score"] for task in tasks]
         log.write(step, **means, **{"eval/score": np.mean(scores)})
-        return {task: [tuple(e) for e in episodes] for task, episodes in results.items()}
+        clock.restart()
+        return {task: [tuple(e) for e in rows] for task, rows in played.items()}
 
     def save(name: str) -> None:
-        log.file.flush()
+        log.write(state.vector_step * n)
         state.log_size = log.size
-        checkpoint.save(folder, name, agent, state, sampler, online, state.vector_step * n)
+        checkpoint.save(folder, name, agent, state, own, online, state.vector_step * n, world)
 
-    # ---- pretraining
+    def stop_if_asked(name: str) -> None:
+        if distributed.any_of(bool(interruption.code)):
+            save(name)
+            if speaks:
+                print(f"stopped; go on with: python train.py --resume {folder}", file=sys.stderr)
+            raise SystemExit(interruption.code or 1)
+
+    # ---- pretraining. A checkpoint always comes before the evaluation of the same agent: a run that is killed while
+    # evaluating, which may take longer than training, does that again and nothing else.
+    if state.phase == "pretrain":
+        save(f"pretrain-{state.updates}")
     if "random" not in state.results:
         state.results["random"] = measure("random", cfg.final_episodes, "random policy")
     if state.phase == "pretrain" and demo is not None:
-        for count in tqdm(range(state.updates, cfg.pretrain_updates), desc="pretraining", unit="update",
-                          initial=state.updates, total=cfg.pretrain_updates):  # fmt: skip
-            metrics, state.updates = learn("pretrain"), count + 1
-            if state.updates % cfg.log_every == 0 or state.updates == cfg.pretrain_updates:
-                require_finite(metrics, f"pretraining update {state.updates}")
-                log.write(0, **metrics, **{"train/pretrain_updates": state.updates})
-            if state.updates % cfg.checkpoint_updates == 0 and state.updates < cfg.pretrain_updates:
-                save(f"pretrain-{state.updates}")
+        with (
+            interruption,
+            tqdm(desc="pretraining", unit="update", initial=state.updates, total=cfg.pretrain_updates,
+                 disable=not speaks) as bar,
+        ):  # fmt: skip
+            while state.updates < cfg.pretrain_updates:
+                with clock("update"):
+                    metrics, state.updates = learn("pretrain"), state.updates + 1
+                clock.done += 1
+                bar.update()
+                if state.updates % cfg.log_every == 0 or state.updates == cfg.pretrain_updates:
+                    took = clock.look("updates", cfg.pretrain_updates - state.updates)
+                    with clock("log"):
+                        log.write(0, **metrics, **took, **{"train/pretrain_updates": state.updates})
+                if state.updates % cfg.checkpoint_updates == 0 or state.updates == cfg.pretrain_updates:
+                    with clock("log"):
+                        save(f"pretrain-{state.updates}")
+                stop_if_asked(f"pretrain-{state.updates}")
         if cfg.pretrain_updates:
             state.results["pretrained"] = measure("planner", cfg.final_episodes, "after pretraining")
     if state.phase == "pretrain":
@@ -418,66 +569,80 @@ def main(cfg: Train) -> None:
 
     # ---- online
     trained = bool(cfg.ckpt or (demo is not None and cfg.pretrain_updates))  # else the policy is no better than chance
-    names = [name for name in tasks for _ in range(cfg.envs_per_task)]
+    names = [name for name in mine for _ in range(cfg.envs_per_task)]
     task = torch.tensor([tasks.index(name) for name in names], device=device)
     mask = agent.mask[task]
-    spent = dict.fromkeys(("plan", "update", "wait"), 0.0)
     with (
-        VectorEnv(names, cfg.seed, cfg.workers or None, agent.cfg.obs_dim, agent.cfg.action_dim) as vector,
-        tqdm(total=cfg.steps * n, initial=state.vector_step * n, desc="online", unit="step", unit_scale=True) as bar,
-    ):
-        collector = Collector(n, longest, agent.cfg.obs_dim, agent.cfg.action_dim, task.cpu().numpy())
-        fresh = True  # at the start and after every checkpoint all environments begin new episodes
+        interruption,
+        VectorEnv(names, cfg.seed, workers, agent.cfg.obs_dim, agent.cfg.action_dim) as vector,
+        tqdm(total=cfg.steps * n, initial=state.vector_step * n, desc="online", unit="step", unit_scale=True,
+             disable=not speaks) as bar,
+    ):  # fmt: skip
+        collector = Collector(len(names), longest, agent.cfg.obs_dim, agent.cfg.action_dim, task.cpu().numpy())
+        seeding, fresh = True, True
+        clock.restart()
         while state.vector_step < cfg.steps:
-            if fresh:
+            if fresh:  # at the start and after every checkpoint all environments begin new episodes
+                if state.vector_step and state.vector_step % cfg.eval_every == 0:
+                    interruption.patient = False  # the checkpoint is written
+                    measure("planner", cfg.eval_episodes, "evaluate")
+                    interruption.patient = True
                 obs, fresh = vector.reset(episode=state.vector_step), False
                 collector.start(obs)
-                first = torch.ones(n, dtype=torch.bool, device=device)
-                warm = torch.zeros(n, agent.cfg.horizon, agent.cfg.action_dim, device=device)
-            step, clock = state.vector_step * n, time.perf_counter()
-            seeding = min(state.episodes.get(name, 0) for name in tasks) < cfg.seed_episodes * cfg.envs_per_task
-            if seeding and not trained:
-                action = (torch.rand(n, agent.cfg.action_dim, generator=sampler).to(device) * 2 - 1) * mask
-            else:
-                x = torch.as_tensor(obs, device=device)
-                plan = newt.act(agent, x, task, warm, first, step, explore=True, use_planner=not seeding)
-                action, warm = plan.action, plan.mean
-            action = action.cpu().numpy()
+                first = torch.ones(len(names), dtype=torch.bool, device=device)
+                warm = torch.zeros(len(names), agent.cfg.horizon, agent.cfg.action_dim, device=device)
+            step = state.vector_step * n
+            with clock("plan"):
+                if seeding:
+                    due = cfg.seed_episodes * cfg.envs_per_task
+                    seeding = distributed.any_of(min(own.episodes.get(name, 0) for name in mine) < due)
+                if seeding and not trained:
+                    action = torch.rand(len(names), agent.cfg.action_dim, generator=own.sampler) * 2 - 1
+                    action = action.to(device) * mask
+                else:
+                    x = torch.as_tensor(obs, device=device)
+                    plan = newt.act(agent, x, task, warm, first, step, True, not seeding, own.actor)
+                    action, warm = plan.action, plan.mean
+                action = action.cpu().numpy()
             vector.send(action)
-            spent["plan"] += time.perf_counter() - clock
 
             # ---- learn while the simulators step
-            clock = time.perf_counter()
             if not seeding:
                 state.learning_steps += n
                 while state.updates < int(cfg.utd * state.learning_steps):
-                    metrics, state.updates = learn("online"), state.updates + 1
+                    with clock("update"):
+                        metrics, state.updates = learn("online"), state.updates + 1
                     if state.updates % cfg.log_every == 0:
-                        require_finite(metrics, f"step {step}")
-                        total = sum(spent.values())
-                        shares = {f"time/{name}": value / total for name, value in spent.items()}
-                        log.write(step, **metrics, **shares, **{"train/updates": state.updates})
-                        bar.set_postfix(loss=f"{float(metrics['loss/model']):.2f}", refresh=False)
-            spent["update"] += time.perf_counter() - clock
+                        took = clock.look("steps", (cfg.steps - state.vector_step) * n)
+                        with clock("log"):
+                            log.write(step, **metrics, **took, **{"train/updates": state.updates})
+                        shown = {what: f"{took[f'time/{what}']:.0%}" for what in ("plan", "update", "wait")}
+                        bar.set_postfix(loss=f"{float(metrics['loss/model']):.2f}", **shown, refresh=False)
 
-            clock = time.perf_counter()
-            result = vector.recv()
-            spent["wait"] += time.perf_counter() - clock
-            done = collector.add(online, action, result.reward, result.done, result.final_obs, result.obs)
+            with clock("wait"):
+                result = vector.recv()
+            rows = (action, result.reward, result.done, result.final_obs, result.obs, result.dropped)
+            done = collector.add(online, *rows)
             for i, ret, _ in done:
-                state.episodes[names[i]] = state.episodes.get(names[i], 0) + 1
-                log.write(step + n, **{f"train/{names[i]}/return": ret, f"train/{names[i]}/score": result.score[i]})
-            obs, first = result.obs, torch.as_tensor(result.done, device=device)
+                own.episodes[names[i]] = own.episodes.get(names[i], 0) + 1
+                log.note(step + n, **{f"train/{names[i]}/return": ret, f"train/{names[i]}/score": result.score[i]})
+            for i in np.flatnonzero(result.dropped):
+                own.dropped[names[i]] = own.dropped.get(names[i], 0) + 1
+                log.note(step + n, **{f"train/{names[i]}/dropped": own.dropped[names[i]]})
+            obs, first = result.obs, torch.as_tensor(result.done | result.dropped, device=device)
             state.vector_step += 1
+            clock.done += n
             bar.update(n)
-            if state.vector_step % cfg.eval_every == 0 and state.vector_step < cfg.steps:
-                measure("planner", cfg.eval_episodes, "evaluate")
-                save(str(state.vector_step * n))
-                fresh = True
+            fresh = state.vector_step % cfg.eval_every == 0
+            if fresh or state.vector_step == cfg.steps:
+                with clock("log"):
+                    save(str(state.vector_step * n))
+            stop_if_asked(str(state.vector_step * n))
 
     # ---- the end: table, curves, video
     state.results["online"] = measure("planner", cfg.final_episodes, "after online")
-    save(str(state.vector_step * n))
+    if not speaks:
+        return
     evaluation.plot_curves(folder / "metrics.jsonl", folder / "curves.png")
     print(evaluation.compare(state.results))
     print(f"curves {folder / 'curves.png'}\nagent  {folder / 'agent.safetensors'}")

@@ -93,7 +93,8 @@ def _neighbours(x: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
     # Width from the ends: bins[1] - bins[0] cancels digits, an error that grows to 1e-4 of a bin at the far end.
     width = (bins[-1] - bins[0]) / (len(bins) - 1)
     pos = (x - bins[0]) / width  # fractional index in [0, K-1]
-    left = pos.floor().long().clamp(max=len(bins) - 2)  # x == bins[-1] must still have a right neighbour
+    # x == bins[-1] must still have a right neighbour; a NaN must not become an index, so that the loss can be NaN.
+    left = pos.nan_to_num(0.0).floor().long().clamp(max=len(bins) - 2)
     return left, pos - left
 
 

@@ -9,13 +9,19 @@ once; the observation it ended with is kept in `final_obs`.
         obs = vector.reset()                                # (2, 128), padded with zeros
         step = vector.step(np.zeros((2, 16), np.float32))
 
-Seeds: environment i's k-th episode starts from SeedSequence([seed, i, k]), so the numbers do not depend on how many
-workers share the work. Workers are fresh interpreters (spawn): a simulator's threads and OpenGL do not survive a fork.
-Nothing outlives the program: a worker ends when its pipe closes, which even kill -9 of the program does, and the shared
-memory loses its name as soon as every worker holds it, so there is nothing left to remove.
+Seeds: the k-th episode of a task's c-th copy starts from SeedSequence([seed, crc32(name), c, k]), so it depends neither
+on the other tasks nor on how the work is shared out. Workers are fresh interpreters (spawn): a simulator's threads and
+OpenGL do not survive a fork. Nothing outlives the program: a worker ends when its pipe closes, which even kill -9 of
+the program does, and the shared memory is a file without a name, whose descriptor the workers inherit.
+
+Faults: an environment that raises or gives numbers that are not finite is made anew by its worker; a worker that dies
+or stays silent is replaced, with all its environments. What was begun is lost (`Step.dropped`), the next episode begins
+at once, and one line on stderr says so. A task that fails MAX_FAILURES times before it finishes an episode ends it all.
 Test: pytest tests/test_vector.py
 """
 
+import ctypes
+import math
 import multiprocessing
 import os
 import pickle
@@ -25,11 +31,14 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Sequence
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
-from multiprocessing.shared_memory import SharedMemory
-from typing import NamedTuple, NoReturn
+from multiprocessing.resource_tracker import ensure_running
+from multiprocessing.util import Finalize
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,6 +47,8 @@ import envs
 # Milliseconds per agent step of one core, median over tasks with random actions: only for sharing out the work.
 STEP_MS = {"dmcontrol": 0.2, "dmcontrol-ext": 0.2, "metaworld": 0.6, "maniskill": 5, "mujoco": 0.15, "box2d": 0.15,
            "robodesk": 8, "ogbench": 0.7, "miniarcade": 0.1, "atari": 0.4}  # fmt: skip
+MAX_FAILURES = 3  # of one task without a finished episode in between; then the run ends
+BUILD_TIMEOUT_S = 300  # a worker's first answer comes after it has imported its simulators and built its environments
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -50,90 +61,124 @@ class Step(NamedTuple):
     final_obs: np.ndarray  # (n, O) float32, what the action led to; differs from obs only where done
     score: np.ndarray  # (n,) float32, of this step; at the end, the episode's
     success: np.ndarray  # (n,) float32, 0 or 1
+    dropped: np.ndarray  # (n,) bool, a fault lost the unfinished episode: obs begins a new one, all else is 0 or False
 
 
-def _views(memory: SharedMemory, n: int, obs_dim: int, action_dim: int) -> dict[str, np.ndarray]:
+def _views(memory, n: int, obs_dim: int, action_dim: int, workers: int) -> dict[str, np.ndarray]:
     """The shared arrays, one behind the other. All float32: a bool would leave the rest unaligned."""
     shapes = {"obs": (n, obs_dim), "final_obs": (n, obs_dim), "action": (n, action_dim)}
     shapes |= dict.fromkeys(("reward", "done", "score", "success"), (n,))
-    views, start = {}, 0
+    shapes["at"] = (workers,)  # the environment that a worker is busy with, -1 if none: who is to blame if it dies
+    views, start, flat = {}, 0, np.frombuffer(memory, np.float32)
     for name, shape in shapes.items():
-        views[name] = np.ndarray(shape, np.float32, memory.buf, 4 * start)
-        start += int(np.prod(shape))
+        views[name] = flat[start : start + math.prod(shape)].reshape(shape)
+        start += math.prod(shape)
     return views
 
 
-def episode_seed(seed: int, i: int, k: int) -> int:
-    """Seed of environment i's k-th episode."""
-    return int(np.random.SeedSequence([seed, i, k]).generate_state(1)[0])
+def episode_seed(seed: int, task: str, copy: int, k: int) -> int:
+    """Seed of the k-th episode of a task's environment; copy: how many of the same task come before it."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(task.encode()), copy, k]).generate_state(1)[0])
 
 
 def share_out(tasks: Sequence[str], workers: int) -> list[list[int]]:
-    """Indices of the environments of each worker: the longest first, to the worker with least to do."""
-    cost = [STEP_MS.get(envs.TASKS[task].domain, 1.0) if task in envs.TASKS else 1.0 for task in tasks]
+    """Indices of the environments of each worker: the longest first, to the worker with least to do.
+
+    ManiSkill's come before all others and go to as few workers as can hold them within a fair share of the work: its
+    packages (torch, SAPIEN) take 500 MB of each process that loads them.
+    """
+    domain = [envs.TASKS[task].domain if task in envs.TASKS else "" for task in tasks]
+    cost = [STEP_MS.get(name, 1.0) for name in domain]
+    each = max(1, int(sum(cost) / workers / STEP_MS["maniskill"]))
+    few = min(workers, math.ceil(domain.count("maniskill") / each))
     load, shares = [0.0] * workers, [[] for _ in range(workers)]
-    for i in sorted(range(len(tasks)), key=lambda i: -cost[i]):
-        worker = load.index(min(load))
+    for i in sorted(range(len(tasks)), key=lambda i: (domain[i] != "maniskill", -cost[i])):
+        worker = load.index(min(load[:few] if domain[i] == "maniskill" else load))
         load[worker] += cost[i]
         shares[worker].append(i)
     return [sorted(share) for share in shares]
 
 
-def _work(pipe, memory_name, share, tasks, n, obs_dim, action_dim, seed, make, render_mode) -> None:
+def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode) -> None:
     """A worker: build its environments, then answer messages until the parent closes the pipe or dies.
 
-    Messages: ("reset", k), ("step",), ("render", i). Answers: ("ok", frame or None) or ("error", task, traceback).
+    Messages: ("ready?",), ("reset", [n episode numbers]), ("step",), ("render", i). Answers: ("ok", frame or None,
+    [(i, traceback) of each environment that failed and was made anew]), or ("error", traceback) and the end.
     """
+    views, made, dims, episode, faults = _views(memory, *sizes), {}, {}, {}, []
+    copy = {i: tasks[:i].count(tasks[i]) for i in share}
 
     def answer(*words) -> None:
         with suppress(ConnectionError):  # nobody listens any more
             pipe.send(words)
 
-    task, memory = tasks[share[0]], None
+    def build(i: int) -> None:
+        views["at"][worker] = i
+        made[i] = make(tasks[i], episode_seed(seed, tasks[i], copy[i], 0), render_mode)
+        dims[i] = (made[i].observation_space.shape[0], made[i].action_space.shape[0])
+        if dims[i][0] > sizes[1] or dims[i][1] > sizes[2]:
+            raise ValueError(f"{tasks[i]} has {dims[i]} obs and action dims, more than {sizes[1:3]}")
+
+    def require_finite(i: int, *names: str) -> None:
+        for name in names:
+            if not np.isfinite(views[name][i]).all():
+                raise ValueError(f"{name} is not finite")
+
+    def begin(i: int, first: int, broken: bool = False) -> None:
+        """Reset environment i to its episode `first`; whenever that fails, a new environment to the one after."""
+        for number in range(first, first + MAX_FAILURES + 1):  # the parent gives up before this does
+            episode[i] = number
+            try:
+                views["at"][worker] = i
+                if broken:
+                    with suppress(Exception):
+                        made.pop(i).close()
+                    build(i)
+                obs = made[i].reset(seed=episode_seed(seed, tasks[i], copy[i], number))[0]
+                views["obs"][i, : dims[i][0]] = obs
+                return require_finite(i, "obs")
+            except Exception:
+                faults.append((i, traceback.format_exc()))
+                broken = True
+
+    def step(i: int) -> None:
+        views["at"][worker] = i
+        try:
+            # A copy: an environment may keep its action, and the shared row changes with the next send.
+            obs, reward, terminated, truncated, info = made[i].step(views["action"][i, : dims[i][1]].copy())
+            views["final_obs"][i, : dims[i][0]] = views["obs"][i, : dims[i][0]] = obs
+            done = terminated or truncated
+            row = {"reward": reward, "done": done, "score": info["score"], "success": info["success"]}
+            for name, value in row.items():
+                views[name][i] = value
+            require_finite(i, "obs", "reward", "score", "success")
+        except Exception:
+            faults.append((i, traceback.format_exc()))
+            views["done"][i], done = False, False
+            begin(i, episode[i] + 1, broken=True)
+        if done:
+            begin(i, episode[i] + 1)
+
     try:
-        memory = SharedMemory(memory_name)
-        views = _views(memory, n, obs_dim, action_dim)
-        made, dims, episode = {}, {}, dict.fromkeys(share, 0)
         for i in share:
-            task = tasks[i]
-            made[i] = make(task, episode_seed(seed, i, 0), render_mode)
-            dims[i] = (made[i].observation_space.shape[0], made[i].action_space.shape[0])
-            if dims[i][0] > obs_dim or dims[i][1] > action_dim:
-                raise ValueError(f"{task} has {dims[i]} obs and action dims, more than {(obs_dim, action_dim)}")
-
-        def reset(i: int) -> None:
-            views["obs"][i, : dims[i][0]] = made[i].reset(seed=episode_seed(seed, i, episode[i]))[0]
-            episode[i] += 1
-
-        answer("ok", None)
+            build(i)
         while True:
+            views["at"][worker] = -1
             message, frame = pipe.recv(), None
             if message[0] == "reset":
                 for i in share:
-                    task, episode[i] = tasks[i], message[1]
-                    reset(i)
+                    begin(i, message[1][i])
             elif message[0] == "step":
                 for i in share:
-                    task = tasks[i]
-                    # A copy: an environment may keep its action, and the shared row changes with the next send.
-                    obs, reward, terminated, truncated, info = made[i].step(views["action"][i, : dims[i][1]].copy())
-                    views["final_obs"][i, : dims[i][0]] = views["obs"][i, : dims[i][0]] = obs
-                    done = terminated or truncated
-                    row = {"reward": reward, "done": done, "score": info["score"], "success": info["success"]}
-                    for name, value in row.items():
-                        views[name][i] = value
-                    if done:
-                        reset(i)
-            else:
-                task = tasks[message[1]]
+                    step(i)
+            elif message[0] == "render":
+                views["at"][worker] = message[1]
                 frame = made[message[1]].render()
-            answer("ok", frame)
-    except Exception:  # a simulator's: the parent raises it with the task's name. A closed pipe's: nobody hears it
-        answer("error", task, traceback.format_exc())
-    finally:
-        views = None  # no array may point into the memory once it is closed
-        if memory is not None:
-            memory.close()
+            views["at"][worker] = -1  # before the answer: from then on nobody is to blame
+            answer("ok", frame, faults)
+            faults.clear()
+    except Exception:  # a simulator's: the parent hears of it. A closed pipe's: nobody does
+        answer("error", traceback.format_exc())
 
 
 @contextmanager
@@ -161,20 +206,42 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def _hidden_from_ctrl_c():
-    """Children started here never get SIGINT: it reaches every process, but only the parent decides what it means.
+def _hidden_from_signals():
+    """Children started here never get SIGINT or SIGTERM: they may reach every process, but only the parent decides.
 
-    A mask is inherited, so it holds from a child's first moment; the caller gets a Ctrl-C when the block ends.
+    A mask is inherited, so it holds from a child's first moment; the caller gets its signal when the block ends.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    ensure_running()  # Python starts its resource tracker with the first child, and that lifts the mask again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _end(pipes: dict, processes: dict) -> None:
+    """Workers end when their pipes close; whatever still lives after a second, or a Ctrl-C meanwhile, is killed."""
+    for pipe in pipes.values():
+        pipe.close()
+    end = time.monotonic() + 1
+    try:
+        for process in processes.values():
+            process.join(max(0.0, end - time.monotonic()))
+    finally:
+        for process in processes.values():
+            process.kill()
+        for process in processes.values():
+            process.join()
+        pipes.clear()
+        processes.clear()
+
+
 class VectorEnv:
-    """n environments in W processes. Use as a context manager, or call close()."""
+    """n environments in W processes. Use as a context manager, or call close().
+
+    tasks             list of str
+    finished, dropped (n,) int, episodes that ended and episodes lost to faults so far; what reset() cuts off is neither
+    """
 
     def __init__(
         self,
@@ -192,46 +259,51 @@ class VectorEnv:
         tasks      one name per environment; a name may come several times
         workers    processes, default one per core, at most one per environment
         make       make(name, seed, render_mode) -> gymnasium.Env; it must be importable by name (not from a script)
-        timeout_s  longest wait for an answer
+        timeout_s  a worker that is silent for so long is replaced
         Raises ValueError (no task, sizes below 1, make is not importable); RuntimeError if an environment cannot be
-        made or a worker dies.
+        made or a worker dies: there is nothing to go on with yet.
         """
         n = len(tasks)
         workers = min(n, (os.cpu_count() or 1) if workers is None else workers)
         if min(n, workers, obs_dim, action_dim) < 1:
             raise ValueError(f"need at least one task, worker, obs and action dim; got {n} tasks, {workers} workers")
         self.tasks, self.n = list(tasks), n
+        self.finished, self.dropped = np.zeros(n, int), np.zeros(n, int)
         self._action_shape, self._timeout_s, self._waiting = (n, action_dim), timeout_s, False
         self._share = share_out(tasks, workers)
-        self._pipes, self._processes, self._watched = [], [], {}
-        self._memory = memory = SharedMemory(create=True, size=4 * n * (2 * obs_dim + action_dim + 4))
-        try:
-            self._views = _views(memory, n, obs_dim, action_dim)
-            for view in self._views.values():
-                view[:] = 0  # the padding is never written again
-            context = multiprocessing.get_context("spawn")
-            with light_spawn(), _hidden_from_ctrl_c():
+        self._every = range(workers)
+        self._episode = np.zeros(n, int)  # number of each environment's current episode
+        self._failures = Counter()  # of each task since it finished an episode
+        self._losses = Counter()  # of each worker since it completed a step
+        self._pipes, self._processes = {}, {}
+        # For those who never call close(): at exit, Python would send SIGTERM, which workers do not get, and then wait.
+        self._end = Finalize(self, _end, (self._pipes, self._processes), exitpriority=0)
+        context, sizes = multiprocessing.get_context("spawn"), (n, obs_dim, action_dim, workers)
+        # Not SharedMemory: its name would have to live on for replacements, and after kill -9 for ever.
+        self._memory = context.RawArray(ctypes.c_float, n * (2 * obs_dim + action_dim + 4) + workers)
+        self._views = _views(self._memory, *sizes)  # zeros; the padding is never written
+        self._context, self._settings = context, (self.tasks, sizes, seed, make, render_mode)
+        with self._close_unless_done():
+            with light_spawn():
                 try:
                     pickle.dumps(make)
                 except (pickle.PicklingError, AttributeError, TypeError) as error:
                     raise ValueError(f"make must be a function of a module, not of the program: {error}") from error
-                for share in self._share:
-                    pipe, remote = context.Pipe()
-                    sizes = (n, obs_dim, action_dim)
-                    args = (remote, self._memory.name, share, self.tasks, *sizes, seed, make, render_mode)
-                    process = context.Process(target=_work, args=args, daemon=True)
-                    process.start()
-                    remote.close()  # else a dead worker would not close the pipe
-                    self._pipes.append(pipe)
-                    self._processes.append(process)
-            # Both: a simulator's own child may hold a dead worker's end of the pipe open.
-            self._watched = {x: w for w in range(workers) for x in (self._pipes[w], self._processes[w].sentinel)}
-            self._answers(range(workers))
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            memory.unlink()  # only the name: it stays usable for those who hold it
+            self._start(self._every)
+            self._tell(("ready?",), self._every)
+            for worker, reason in self._answers(self._every, BUILD_TIMEOUT_S)[1].items():
+                raise RuntimeError(self._what_failed(worker, reason))
+
+    def _start(self, workers: Iterable[int]) -> None:
+        with light_spawn(), _hidden_from_signals():
+            for worker in workers:
+                self._views["at"][worker] = -1
+                pipe, remote = self._context.Pipe()
+                args = (remote, self._memory, worker, self._share[worker], *self._settings)
+                process = self._context.Process(target=_work, args=args, daemon=True)
+                process.start()
+                remote.close()  # else a dead worker would not close the pipe
+                self._pipes[worker], self._processes[worker] = pipe, process
 
     @contextmanager
     def _close_unless_done(self):
@@ -242,35 +314,69 @@ class VectorEnv:
             self.close()
             raise
 
-    def _answers(self, workers: Sequence[int]) -> list:
-        """One answer from each of these workers. RuntimeError if one failed, died or stays silent."""
-        pending, answers, end = set(workers), {}, time.monotonic() + self._timeout_s
-        while pending:
-            watched = [x for x, worker in self._watched.items() if worker in pending]
-            ready = wait(watched, timeout=max(0.0, end - time.monotonic()))
+    def _answers(self, workers: Iterable[int], limit_s: float) -> tuple[dict[int, tuple], dict[int, str]]:
+        """One answer from each of these workers. -> {worker: (frame, faults)}, {lost worker, now dead: the reason}"""
+        answers, lost, end = {}, {}, time.monotonic() + limit_s
+        while pending := set(workers) - answers.keys() - lost.keys():
+            # Both: a simulator's own child may hold a dead worker's end of the pipe open.
+            watched = {x: w for w in pending for x in (self._pipes[w], self._processes[w].sentinel)}
+            ready = wait(list(watched), max(0.0, end - time.monotonic()))
             if not ready:
-                self._fail(f"no answer for {self._timeout_s:g} s from", pending)
-            for worker in {self._watched[x] for x in ready}:
-                pipe = self._pipes[worker]
+                lost |= dict.fromkeys(pending, f"no answer for {limit_s:g} s")
+            for worker in {watched[x] for x in ready}:
                 try:
-                    if pipe not in ready and not pipe.poll():  # its process has ended, without a last word
-                        self._fail_dead(worker)
-                    answer = pipe.recv()
-                except (EOFError, ConnectionError):
-                    self._fail_dead(worker)
-                if answer[0] == "error":
-                    raise RuntimeError(f"environment {answer[1]} failed:\n{answer[2]}")
-                answers[worker] = answer[1]
-                pending.remove(worker)
-        return [answers[w] for w in workers]
+                    answer = self._pipes[worker].recv() if self._pipes[worker].poll() else None
+                except (EOFError, OSError):
+                    answer = None
+                if answer is None:  # its process has ended, without a last word
+                    self._processes[worker].join(1)  # else the exit code is not known yet; -9 often means: no memory
+                    lost[worker] = f"a worker process died (exit code {self._processes[worker].exitcode})"
+                elif answer[0] == "error":
+                    lost[worker] = answer[1]
+                else:
+                    answers[worker] = answer[1:]
+        for worker in lost:
+            self._pipes[worker].close()
+            self._processes[worker].kill()
+            self._processes[worker].join()
+        return answers, lost
 
-    def _fail(self, what: str, workers) -> NoReturn:
-        names = sorted({self.tasks[i] for w in workers for i in self._share[w]})
-        raise RuntimeError(f"{what} the environments of {', '.join(names)}") from None
+    def _what_failed(self, worker: int, reason: str) -> str:
+        if (i := int(self._views["at"][worker])) >= 0:
+            return f"environment {self.tasks[i]} failed:\n{reason}"
+        return f"{reason}, with the environments of {', '.join(sorted({self.tasks[i] for i in self._share[worker]}))}"
 
-    def _fail_dead(self, worker: int) -> NoReturn:
-        self._processes[worker].join(1)  # else the exit code is not known yet; -9 often means: out of memory
-        self._fail(f"a worker process died (exit code {self._processes[worker].exitcode}), with", [worker])
+    def _repair(self, answers: dict[int, tuple], lost: dict[int, str], unfinished: np.ndarray) -> None:
+        """Report all faults, and replace lost workers until every environment is at the beginning of an episode.
+
+        unfinished (n,) bool: episodes that a fault would drop; False is written for those that were.
+        """
+        while True:
+            for i, reason in [fault for _, faults in answers.values() for fault in faults]:
+                self._report(i, reason, [i], unfinished)
+            for worker, reason in lost.items():
+                self._report(int(self._views["at"][worker]), reason, self._share[worker], unfinished)
+                self._losses[worker] += 1
+                if self._losses[worker] > MAX_FAILURES:
+                    raise RuntimeError(f"{self._what_failed(worker, reason)}, again and again")
+            if not lost:
+                return
+            self._start(lost)
+            self._tell(("reset", self._episode.tolist()), lost)
+            answers, lost = self._answers(lost, BUILD_TIMEOUT_S)
+
+    def _report(self, i: int, reason: str, ended: list[int], unfinished: np.ndarray) -> None:
+        """A fault of environment i (-1: of none) ended the episodes of these. RuntimeError if it was one too many."""
+        count = int(unfinished[ended].sum())
+        unfinished[ended] = False
+        self._episode[ended] += 1
+        task, what = self.tasks[i] if i >= 0 else "no task at fault", reason.strip().splitlines()[-1][:200]
+        sys.stderr.write(f"{task}: {what}; {count} unfinished episode{'s' * (count != 1)} dropped\n")
+        if i >= 0:
+            self._failures[task] += 1
+            if self._failures[task] >= MAX_FAILURES:
+                often = f"{MAX_FAILURES} times without finishing an episode, at last"
+                raise RuntimeError(f"environment {task} failed {often}:\n{reason}")
 
     def _require_idle(self) -> None:
         if not self._pipes:
@@ -278,19 +384,18 @@ class VectorEnv:
         if self._waiting:
             raise RuntimeError("recv() must follow send() before anything else")
 
-    def _tell(self, message: tuple, workers: Sequence[int]) -> None:
+    def _tell(self, message: tuple, workers: Iterable[int]) -> None:
         for worker in workers:
-            try:
+            with suppress(ConnectionError):  # a dead one; _answers will find out
                 self._pipes[worker].send(message)
-            except ConnectionError:
-                self._fail_dead(worker)
 
     def reset(self, episode: int = 0) -> np.ndarray:
-        """Restart all environments, counting their episodes from `episode`. -> obs (n, O)"""
+        """Restart all environments, counting their episodes from `episode`, or after a fault the next. -> obs (n, O)"""
         self._require_idle()
         with self._close_unless_done():
-            self._tell(("reset", episode), range(len(self._share)))
-            self._answers(range(len(self._share)))
+            self._episode[:] = episode
+            self._tell(("reset", self._episode.tolist()), self._every)
+            self._repair(*self._answers(self._every, self._timeout_s), unfinished=np.zeros(self.n, bool))
         return self._views["obs"].copy()
 
     def send(self, action: np.ndarray) -> None:
@@ -308,18 +413,33 @@ class VectorEnv:
             raise ValueError(f"the action of environment {i} ({self.tasks[i]}) is not finite")
         self._views["action"][:] = action
         with self._close_unless_done():
-            self._tell(("step",), range(len(self._share)))
+            self._tell(("step",), self._every)
             self._waiting = True
 
     def recv(self) -> Step:
-        """Wait for the step that send() started. RuntimeError if a worker failed, died or is silent for timeout_s."""
+        """Wait for the step that send() started, and for replacements. RuntimeError if a task failed too often."""
         if not self._waiting:
             raise RuntimeError("send() must come before recv()" if self._pipes else "this VectorEnv is closed")
         with self._close_unless_done():
             self._waiting = False
-            self._answers(range(len(self._share)))
-        arrays = {name: view.copy() for name, view in self._views.items() if name != "action"}
-        return Step(**arrays | {"done": arrays["done"] > 0})
+            answers, lost = self._answers(self._every, self._timeout_s)
+            done = self._views["done"] > 0
+            for worker in lost:
+                done[self._share[worker]] = False
+            for worker in answers:
+                self._losses[worker] = 0
+            for i in np.flatnonzero(done):
+                self._failures[self.tasks[i]] = 0
+            self._episode += done
+            unfinished = ~done
+            self._repair(answers, lost, unfinished)
+        dropped = ~done & ~unfinished
+        self.finished += done
+        self.dropped += dropped
+        arrays = {name: view.copy() for name, view in self._views.items() if name in Step._fields}
+        for name in ("reward", "final_obs", "score", "success"):
+            arrays[name][dropped] = 0
+        return Step(**arrays | {"done": done, "dropped": dropped})
 
     def step(self, action: np.ndarray) -> Step:
         """send() and recv()."""
@@ -334,22 +454,15 @@ class VectorEnv:
         self._require_idle()
         with self._close_unless_done():
             self._tell(("render", i), [worker])
-            return self._answers([worker])[0]
+            answers, lost = self._answers([worker], self._timeout_s)
+            if lost:
+                raise RuntimeError(self._what_failed(worker, lost[worker]))
+            return answers[worker][0]
 
     def close(self) -> None:
         """End the workers and free the memory. Safe to call twice."""
-        for pipe in self._pipes:
-            pipe.close()
-        end = time.monotonic() + 1
-        for process in self._processes:
-            process.join(max(0.0, end - time.monotonic()))
-            if process.is_alive():  # hangs in its simulator
-                process.kill()
-                process.join()
-        self._views = {}
-        if self._memory is not None:
-            self._memory.close()
-        self._pipes, self._processes, self._watched, self._memory, self._waiting = [], [], {}, None, False
+        self._end()
+        self._views, self._memory, self._waiting = {}, None, False
 
     def __enter__(self) -> "VectorEnv":
         return self

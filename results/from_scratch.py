@@ -1,7 +1,7 @@
 """Evaluation curves of finished runs, as one CSV and one picture: one panel per task, one line per seed.
 
     for task in walker-walk reacher-easy; do python train.py --preset laptop --tasks $task --demos none \
-        --envs-per-task 2 --steps 25000 --eval-every 2500 --eval-episodes 4 --seed 0 --run runs/$task-0; done
+        --envs-per-task 2 --steps 25000 --eval-every 2500 --eval-episodes 4 --seed 0 --folder runs/$task-0; done
     python results/from_scratch.py runs/walker-walk-0 runs/reacher-easy-0
 """
 

@@ -316,6 +316,25 @@ def test_a_restart_drops_unfinished_episodes():
     assert {tuple(x) for x in batch.obs[0, :, :2].int().tolist()} == {(0, 0), (0, 50), (1, 50)} and ring.steps == 17
 
 
+def test_a_dropped_episode_leaves_no_row():
+    """As if the environment had been alone in its fault: the others, and its own next episode, are whole."""
+    envs, ring, collector = Clock([5, 7]), Buffer(100, 4, 3), Collector(2, 7, 4, 3, np.array([0, 1]))
+    collector.start(envs.obs())
+    finished = []
+    for step in range(1, 13):
+        action, reward, done, final_obs, obs = envs.step()
+        dropped = np.array([False, step == 5])
+        if step == 5:  # of environment 1's first episode; the other one's ends in the same step
+            envs.number[1], envs.t[1] = 50, 0
+            obs = envs.obs()
+            reward[1], final_obs[1] = np.nan, np.nan  # mean nothing there
+        finished += collector.add(ring, action, reward, done, final_obs, obs, dropped)
+    assert finished == [(0, 12.5, 5), (0, 12.5, 5), (1, 24.5, 7)]  # 0.5 + 1.5 + ... = T^2 / 2
+    batch = ring.sample(500, 1, seeded(), "step")
+    check_slices(batch)
+    assert {tuple(x) for x in batch.obs[0, :, :2].int().tolist()} == {(0, 0), (0, 1), (1, 50)} and ring.steps == 17
+
+
 def test_collector_refuses_what_it_cannot_keep():
     envs, ring, collector = Clock([5, 9]), Buffer(100, 4, 3), Collector(2, 8, 4, 3, np.array([0, 1]))
     with one_line("start"):

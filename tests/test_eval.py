@@ -66,7 +66,7 @@ def test_random_policy_is_what_a_plain_loop_gives(ckpt):
     draws = np.random.default_rng(7).uniform(-1, 1, (100, 2, 16)).astype(np.float32)  # step, environment, action
     for i in range(2):
         env = envs.make("mw-reach")
-        env.reset(seed=episode_seed(7, i, 0))
+        env.reset(seed=episode_seed(7, "mw-reach", i, 0))
         steps = [env.step(draws[t, i, :4]) for t in range(100)]
         np.testing.assert_allclose(played[i].ret, sum(np.float32(s[1]) for s in steps), rtol=1e-6)
         assert (played[i].success, played[i].score) == (steps[-1][4]["success"], steps[-1][4]["score"])

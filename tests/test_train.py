@@ -25,6 +25,8 @@ import envs
 import eval as evaluation
 import newt
 import train
+from buffer import Batch, Buffer
+from distributed import World
 
 ROOT = Path(train.__file__).parent
 SMALL = (
@@ -61,7 +63,7 @@ def command(folder: Path, *args: str) -> dict:
 def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """A whole run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, subprocess.run(**command(folder, *SMALL, "--run", "whole"), capture_output=True)
+    return folder, subprocess.run(**command(folder, *SMALL, "--folder", "whole"), capture_output=True)
 
 
 def test_needs_no_network_home_display_or_gpu(finished):
@@ -97,11 +99,37 @@ def test_prints_settings_and_table(finished):
     assert "it/s" in done.stderr or "update/s" in done.stderr  # tqdm bars
 
 
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, optimisers, random streams, what the buffers hold, and metrics but for times: equal to the last bit."""
+    newest = [checkpoint.complete(run)[-1] for run in (one, other)]
+    assert newest[0].name == newest[1].name
+    for name in ("agent.safetensors", "state.safetensors", "rank-0.safetensors"):
+        ours, theirs = (load_file(path / name) for path in newest)
+        assert ours.keys() == theirs.keys() and len(ours) > 1
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    content = []
+    for run, path in zip((one, other), newest, strict=True):
+        with safetensors.safe_open(path / "rank-0.safetensors", "pt") as file:
+            counts = json.loads(file.metadata()["newt_rank"])
+        agent = json.loads((run / "config.json").read_text())["agent"]
+        steps = json.loads((run / "config.json").read_text())["buffer_steps"]
+        online = Buffer(steps, agent["obs_dim"], agent["action_dim"])
+        online.load(run / "buffer" / "rank-0", counts["buffer_first"], counts["buffer_episodes"])
+        batch = online.sample(1000, 1, torch.Generator().manual_seed(0), by="step")
+        content.append((online.steps, online.episodes, *batch))
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(*content, strict=True))
+    plain = [
+        [{k: v for k, v in json.loads(line).items() if not k.startswith(("time/", "memory/"))}
+         for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)
+    ]  # fmt: skip
+    assert plain[0] == plain[1]
+
+
 def test_killed_run_resumes_bit_for_bit(finished, tmp_path):
     whole = finished[0] / "whole"
     for moment in ("pretrain-4", "200"):  # in pretraining, and online after a few evaluations
         folder = tmp_path / moment
-        process = subprocess.Popen(**command(folder, *SMALL, "--run", "cut"), stdout=-3, stderr=-3)
+        process = subprocess.Popen(**command(folder, *SMALL, "--folder", "cut"), stdout=-3, stderr=-3)
         run = folder / "cut"
         while not (run / "checkpoints" / moment).exists() and process.poll() is None:
             time.sleep(0.01)
@@ -113,19 +141,11 @@ def test_killed_run_resumes_bit_for_bit(finished, tmp_path):
         (run / "checkpoints" / ".999").mkdir()
         done = subprocess.run(**command(folder, "--resume", "cut"), capture_output=True)
         assert done.returncode == 0, done.stderr
-        for name in ("agent.safetensors", "checkpoints/320/state.safetensors"):
-            ours, theirs = load_file(run / name), load_file(whole / name)
-            assert ours.keys() == theirs.keys()
-            assert all(torch.equal(ours[key], theirs[key]) for key in ours), (moment, name)
-        plain = [
-            [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
-             for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (run, whole)
-        ]  # fmt: skip
-        assert plain[0] == plain[1]
+        assert_same_run(run, whole)
 
 
 def test_workers_do_not_outlive_a_kill(finished, tmp_path):
-    process = subprocess.Popen(**command(tmp_path, *SMALL, "--run", "cut"), stdout=-3, stderr=-3)
+    process = subprocess.Popen(**command(tmp_path, *SMALL, "--folder", "cut"), stdout=-3, stderr=-3)
     children = set()
     while not children and process.poll() is None:
         time.sleep(0.05)
@@ -224,8 +244,8 @@ BAD = {
     "truncated": ("--ckpt truncated.safetensors", "not a complete safetensors file"),
     "text": ("--ckpt text.safetensors", "not a complete safetensors file"),
     "foreign": ("--ckpt foreign.safetensors", "not a Newt checkpoint"),
-    "run exists": ("--run old", "--resume old continues it"),
-    "not a run": ("--run mine --overwrite", "not a run"),
+    "run exists": ("--folder old", "--resume old continues it"),
+    "not a run": ("--folder mine --overwrite", "not a run"),
     "nothing to resume": ("--resume mine", "no run to resume"),
     "foreign run": ("--resume old", "another version"),
     "no demonstrations": ("--tasks mw-reach,mw-push --demos good_intentions", "mw-reach, mw-push"),
@@ -245,7 +265,7 @@ def test_bad_input(name, files, monkeypatch, capsys):
     before = snapshot(files)
     small = [] if "--resume" in args else SMALL
     with pytest.raises(SystemExit) as stopped:
-        evaluation.run(lambda: train.main(train.parse([*small, "--demos", "none", "--run", "new", *args.split()]))
+        evaluation.run(lambda: train.main(train.parse([*small, "--demos", "none", "--folder", "new", *args.split()]))
                        if small else train.main(train.parse(args.split())))  # fmt: skip
     out, err = capsys.readouterr()
     assert stopped.value.code == 2
@@ -297,8 +317,9 @@ def test_checkpoint_of_another_version_is_refused(finished, tmp_path):
         meta = json.loads(file.metadata()["newt_state"])
     del meta["demos"]
     save_file(load_file(path), path, {"newt_state": json.dumps(meta)})
+    own = checkpoint.Own(torch.Generator(), torch.Generator())
     with pytest.raises(ValueError, match="state.safetensors was written by another version"):
-        checkpoint.load(tmp_path / "whole", torch.device("cpu"), torch.Generator())
+        checkpoint.load(tmp_path / "whole", torch.device("cpu"), own, World())
 
 
 def test_command_line_exit_code(tmp_path):
@@ -306,9 +327,188 @@ def test_command_line_exit_code(tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: unknown task")
 
 
-def test_weights_that_are_not_numbers_stop_the_run(finished):
-    with pytest.raises(RuntimeError, match="not finite at step 7; the last checkpoint is kept"):
-        train.require_finite({"loss/model": torch.tensor(float("nan"))}, "step 7")
+@pytest.mark.parametrize("phase", ["pretrain", "online"])
+def test_what_is_not_a_number_stops_before_the_step(finished, phase):
+    agent, _ = newt.load(finished[0] / "whole" / "agent.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    h, b, cfg = agent.cfg.horizon, 16, agent.cfg
+    obs = torch.randn(h + 1, b, cfg.obs_dim, generator=generator)
+    batch = Batch(obs, torch.zeros(h, b, cfg.action_dim), torch.zeros(h, b), torch.zeros(b, dtype=torch.long))
+    newt.update(agent, batch, phase)
+    before = {name: value.clone() for name, value in agent.params.items()}
+    batch.reward[1, 3] = torch.nan
+    with pytest.raises(FloatingPointError, match="loss nan"):
+        newt.update(agent, batch, phase)
+    assert all(torch.equal(agent.params[name], before[name]) for name in before)
+
+
+def test_a_loss_that_is_not_a_number_keeps_the_last_checkpoint(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished[0] / "whole", tmp_path / "whole")
+    shutil.copytree(finished[0] / "demos", tmp_path / "demos")
+    monkeypatch.chdir(tmp_path)
+    kept = snapshot(tmp_path / "whole" / "checkpoints")
+    model_loss = newt.model_loss
+
+    def bad(*args):
+        loss, zs, metrics = model_loss(*args)
+        return loss * torch.inf, zs, metrics
+
+    monkeypatch.setattr(newt, "model_loss", bad)
+    with pytest.raises(SystemExit) as stopped:
+        evaluation.run(lambda: train.main(train.parse(["--resume", "whole", "--steps", "500"])))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and "is not finite" in error and "checkpoint in whole is kept" in error
+    assert snapshot(tmp_path / "whole" / "checkpoints") == kept
+
+
+# ---- signals and faults: nothing hangs, nothing is damaged, no process is left
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen:
+    """A run in a process group of its own, as a shell starts it, with Ctrl-C on (it is off in background jobs)."""
+    options = command(folder, *words)
+    on = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    with open(folder / "site" / "sitecustomize.py", "a") as file:
+        file.write(on)
+    return subprocess.Popen(**options, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def wait_for(process: subprocess.Popen, condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, "the run ended or hangs"
+        time.sleep(0.01)
+
+
+def no_process_left(group: int) -> bool:
+    """Also none that waits to be collected by init, which may take a moment."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def resumable(run: Path, folder: Path, *words: str) -> bool:
+    return subprocess.run(**command(folder, "--resume", run.name, *words), capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("number, moment", [
+    (signal.SIGTERM, "online"), (signal.SIGINT, "pretraining"), (signal.SIGINT, "twice"),
+])  # fmt: skip
+def test_signals_write_a_checkpoint(number, moment, tmp_path):
+    online = moment == "online"
+    words = "--pretrain-updates 2 --steps 5000 --eval-every 5000" if online else "--pretrain-updates 100000"
+    process = start(tmp_path, *SMALL, "--folder", "cut", *words.split())
+    run, log = tmp_path / "cut", tmp_path / "cut" / "metrics.jsonl"
+    if online:
+        wait_for(process, lambda: log.is_file() and "time/steps_per_s" in log.read_text())
+    else:
+        wait_for(process, lambda: (run / "checkpoints" / "pretrain-8").exists())
+    before = {path.name for path in checkpoint.complete(run)}
+    os.killpg(process.pid, number)  # as a terminal does: to the program and to its workers
+    if moment == "twice":
+        time.sleep(0.02)
+        os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and no_process_left(process.pid)
+    assert "Traceback" not in errors
+    if moment != "twice":  # the second one may come before the checkpoint or after it
+        assert "stopping after this step" in errors and "go on with: python train.py --resume cut" in errors
+    own = checkpoint.Own(torch.Generator(), torch.Generator())
+    _, state = checkpoint.load(run, torch.device("cpu"), own, World())
+    assert state.phase == ("online" if online else "pretrain")
+    if online:
+        assert {path.name for path in checkpoint.complete(run)} - before and state.vector_step > 100
+        assert resumable(run, tmp_path, "--steps", str(state.vector_step + 50))
+    else:
+        assert state.updates > 4
+
+
+def test_full_disk(tmp_path):
+    """No file may grow beyond 4 MB: the checkpoint that doesn't fit is the only thing that is lost."""
+    import resource
+
+    options = command(tmp_path, *SMALL, "--folder", "cut")
+    limit = (4_000_000, resource.RLIM_INFINITY)  # the weights fit (3 MB), the optimisers (5 MB after updates) do not
+    done = subprocess.run(
+        **options, capture_output=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    )
+    run = tmp_path / "cut"
+    assert done.returncode == 2, done.stderr
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: can't write") and "pretrain-0 is kept" in error and "--resume cut" in error
+    assert [path.name for path in checkpoint.complete(run)] == ["pretrain-0"]
+    assert not [path for path in run.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+    assert resumable(run, tmp_path)
+
+
+def test_training_goes_on_when_simulators_are_lost(tmp_path):
+    process = start(tmp_path, *SMALL, "--folder", "cut", "--steps", "1500", "--eval-every", "1500")
+    run, log = tmp_path / "cut", tmp_path / "cut" / "metrics.jsonl"
+    wait_for(process, lambda: log.is_file() and "time/steps_per_s" in log.read_text())
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and no_process_left(process.pid), errors
+    assert "no task at fault: a worker process died" in errors or "mw-reach: a worker process died" in errors
+    assert [path.name for path in checkpoint.complete(run)][-1] == "1500"
+    assert '"train/mw-reach/dropped": 1' in log.read_text()
+
+
+def test_every_line_of_metrics_says_where_the_time_went(finished):
+    lines = [json.loads(line) for line in (finished[0] / "whole" / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss/model" in line]
+    assert len(lines) > 5
+    for line in lines:
+        shares = [line[f"time/{what}"] for what in ("plan", "update", "wait", "log")]
+        assert min(shares) >= 0 and sum(shares) <= 1.001 and line["time/update"] > 0
+        assert line["time/hours_left"] >= 0 and 0.1 < line["memory/learner_gb"] < 8
+        online = line["step"] > 0
+        assert line["time/steps_per_s" if online else "time/updates_per_s"] > 0
+        assert (line["memory/workers_gb"] > 0.02) == online
+    # Nothing but bookkeeping is left over
+    assert np.mean([sum(line[f"time/{w}"] for w in ("plan", "update", "wait", "log")) for line in lines]) > 0.8
+
+
+# ---- killed at any moment
+
+FOUR = (
+    "--preset laptop --tasks mw-reach,pygame-landing,ms-push-cube,og-point-arena,mujoco-reacher --demo-episodes 2 "
+    "--pretrain-updates 40 --checkpoint-updates 10 --steps 900 --seed-episodes 1 --eval-every 200 --eval-episodes 1 "
+    "--final-episodes 1 --log-every 5 --utd 0.05 --batch-size 16 --num-samples 16 --num-elites 4 --num-pi 2 "
+    "--iterations 2 --buffer-steps 3000 --workers 2"
+).split()
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_moments(tmp_path):
+    """The whole process group, five times in one run, once while a checkpoint is being written; five suites."""
+    whole, cut, random = tmp_path / "whole", tmp_path / "cut", np.random.default_rng(0)
+    begin = time.monotonic()
+    done = subprocess.run(**command(tmp_path, *FOUR, "--folder", "whole"), capture_output=True)
+    took = time.monotonic() - begin
+    assert done.returncode == 0, done.stderr
+    kills, words = 0, [*FOUR, "--folder", "cut"]
+    while kills < 5:
+        process = start(tmp_path, *words)
+        if kills == 2:  # a hidden folder is a checkpoint in the making
+            wait_for(process, lambda: any((cut / "checkpoints").glob(".*")), 300)
+        else:
+            time.sleep(random.uniform(0.2, 0.35) * took)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+        kills += 1
+        if (cut / "config.json").is_file():
+            words = ["--resume", "cut"]
+    done = subprocess.run(**command(tmp_path, *words), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(cut, whole)
 
 
 def test_estimate_grows_with_the_work():
