@@ -3,9 +3,12 @@
     python bench.py                          size XS, CPU
     python bench.py --size L --batch-size 256 --device cuda
     python bench.py envs                     every task: steps/s, creation time, and what our wrapping costs; memory
+    python bench.py vector                   all tasks at once in 1 and 2 processes, and in one process per task
+    python bench.py overlap                  a vector step with and without learning while the simulators step
 Medians over repeats. OMP_NUM_THREADS=1 in front for figures of one core.
 """
 
+import functools
 import multiprocessing
 import statistics
 import sys
@@ -14,13 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import gymnasium
 import numpy as np
+import psutil
 import torch
 import tyro
 
 import envs
 import newt
-from buffer import Buffer, gigabytes
+import train
+from buffer import Batch, Buffer, gigabytes
 from envs.browse import time_suite
 from envs.vector import VectorEnv, light_spawn
 from eval import pick_device, run, share_cores
@@ -54,6 +60,42 @@ class EnvBench:
     """which ones"""
     steps: int = 200
     """agent steps of a measurement, which is taken five times or for two seconds; the best counts"""
+
+
+@dataclass(frozen=True)
+class VectorBench:
+    """Step many tasks together with random actions: our few processes against one process per task.
+
+    The latter is gymnasium's AsyncVectorEnv, with the spaces padded to a common shape. All are alive at the same time
+    and take turns, so that the machine's moods hit all alike.
+    """
+
+    tasks: str = "all"
+    """which ones"""
+    every: int = 1
+    """take only each n-th task, where memory is short"""
+    workers: tuple[int, ...] = (1, 2)
+    """processes of ours, one measurement each"""
+    steps: int = 50
+    """vector steps of a turn"""
+    turns: int = 5
+    """medians are over these"""
+    spare_gib: float = 3.0
+    """stop when less memory than this is left"""
+
+
+@dataclass(frozen=True)
+class OverlapBench:
+    """Time a vector step of online learning: updates while the simulators step, and updates after them."""
+
+    tasks: str = "all"
+    """which ones"""
+    updates: int = 5
+    """per vector step"""
+    steps: int = 10
+    """vector steps of a turn"""
+    turns: int = 5
+    """medians are over these"""
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
@@ -127,8 +169,135 @@ def main_envs(cfg: EnvBench) -> None:
         child.join()
 
 
+class Padded(gymnasium.Wrapper):
+    """A task with the common shapes that one process per task needs; ours pads in its shared memory."""
+
+    def __init__(self, name: str):
+        super().__init__(envs.make(name))
+        self.dims = self.env.action_space.shape[0]
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (128,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1, 1, (16,), np.float32)
+
+    def padded(self, obs: np.ndarray) -> np.ndarray:
+        return np.pad(obs, (0, 128 - len(obs)))
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self.padded(obs), {}
+
+    def step(self, action):
+        obs, *rest, info = self.env.step(action[: self.dims])
+        return self.padded(obs), *rest, {key: info[key] for key in ("score", "success")}
+
+
+def memory_gib(processes: list[psutil.Process]) -> float:
+    """Proportional set size: what processes share counts once. Resident size where the system doesn't tell."""
+    infos = [process.memory_full_info() for process in processes]
+    return sum(getattr(info, "pss", info.rss) for info in infos) / 2**30
+
+
+def main_vector(cfg: VectorBench) -> None:
+    names = envs.select(cfg.tasks)[:: cfg.every]
+    generator = np.random.default_rng(0)
+
+    def started(call) -> tuple[object, list[psutil.Process], float]:
+        before, start = set(psutil.Process().children(recursive=True)), time.perf_counter()
+        result = call()
+        took = time.perf_counter() - start
+        if psutil.virtual_memory().available < cfg.spare_gib * 2**30:
+            raise ValueError(f"less than {cfg.spare_gib} GiB are left; use a larger --every")
+        return result, list(set(psutil.Process().children(recursive=True)) - before), took
+
+    rows, made = {}, []
+    try:
+        for workers in cfg.workers:
+            rows[f"ours, {workers}"] = vector, *_ = started(lambda w=workers: VectorEnv(names, 0, w))
+            made.append(vector)
+            vector.reset()
+        one = [functools.partial(Padded, name) for name in names]
+        mode = gymnasium.vector.AutoresetMode.SAME_STEP
+        with light_spawn():
+            rows["one per task"] = vector, *_ = started(
+                lambda: gymnasium.vector.AsyncVectorEnv(one, context="spawn", autoreset_mode=mode)
+            )
+        made.append(vector)
+        vector.reset(seed=0)
+        rates = {what: [] for what in rows}
+        for _ in range(cfg.turns):
+            for what, (vector, _, _) in rows.items():
+                actions = generator.uniform(-1, 1, (cfg.steps, len(names), 16)).astype(np.float32)
+                start = time.perf_counter()
+                for action in actions:
+                    vector.step(action)
+                rates[what].append(cfg.steps * len(names) / (time.perf_counter() - start))
+        print(f"{len(names)} tasks, {cfg.turns} turns of {cfg.steps} steps; memory of the simulator processes")
+        print(f"{'processes':16}{'made in s':>12}{'steps/s':>10}{'GiB':>8}")
+        for what, (_, processes, took) in rows.items():
+            memory = memory_gib(processes)
+            print(f"{what:16}{took:12.1f}{statistics.median(rates[what]):10.0f}{memory:8.2f}")
+    finally:
+        for vector in made:
+            vector.close()
+
+
+def main_overlap(cfg: OverlapBench) -> None:
+    names, settings = envs.select(cfg.tasks), train.LAPTOP.agent
+    share_cores(settings.size)
+    rows = [envs.TASKS[name] for name in names]
+    dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
+    agent = newt.create(settings, names, torch.randn(len(names), settings.task_dim), dims, discounts)
+    h, b, zeros = settings.horizon, settings.batch_size, torch.zeros(len(names), dtype=torch.long)
+    batch = Batch(torch.randn(h + 1, b, settings.obs_dim), torch.zeros(h, b, settings.action_dim), torch.zeros(h, b),
+                  torch.randint(len(names), (b,)))  # fmt: skip
+    warm = torch.zeros(len(names), h, settings.action_dim)
+    spent = {what: [] for what in ("plan", "learn", "step", "overlapped", "one after the other")}
+
+    def timed(what: str, call) -> object:
+        start = time.perf_counter()
+        result = call()
+        spent[what].append((time.perf_counter() - start) * 1e3)
+        return result
+
+    def plan(obs: np.ndarray) -> np.ndarray:
+        task = torch.arange(len(names))
+        return newt.act(agent, torch.as_tensor(obs), task, warm, zeros == 0, explore=True).action.numpy()
+
+    def learn() -> None:
+        for _ in range(cfg.updates):
+            newt.update(agent, batch, "online")
+
+    with VectorEnv(names, 0, None, settings.obs_dim, settings.action_dim) as vector:
+        obs = vector.reset()
+
+        def overlapped() -> None:
+            vector.send(plan(obs))
+            learn()
+            vector.recv()
+
+        def one_by_one() -> None:
+            action = timed("plan", lambda: plan(obs))
+            timed("step", lambda: vector.step(action))
+            timed("learn", learn)
+
+        for call in (overlapped, one_by_one):  # the first ones allocate
+            call()
+        spent = {what: [] for what in spent}
+        for _ in range(cfg.turns):
+            for _ in range(cfg.steps):
+                timed("overlapped", overlapped)
+            for _ in range(cfg.steps):
+                timed("one after the other", one_by_one)
+    print(f"{len(names)} tasks, {cfg.updates} updates of size {settings.size} per vector step; medians of "
+          f"{cfg.turns * cfg.steps}")  # fmt: skip
+    for what, times in spent.items():
+        print(f"{what:24}{statistics.median(times):10.1f} ms")
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["envs"]:
-        run(main_envs, tyro.cli(EnvBench, args=sys.argv[2:], prog="bench.py envs"))
+    commands = {"envs": (main_envs, EnvBench), "vector": (main_vector, VectorBench),
+                "overlap": (main_overlap, OverlapBench)}  # fmt: skip
+    if sys.argv[1:2] and sys.argv[1] in commands:
+        function, settings = commands[sys.argv[1]]
+        run(function, tyro.cli(settings, args=sys.argv[2:], prog=f"bench.py {sys.argv[1]}"))
     else:
         run(main, tyro.cli(Bench))
