@@ -3,33 +3,42 @@
     python bench.py                          size XS, CPU
     python bench.py --size L --batch-size 256 --device cuda
     python bench.py envs                     every task: steps/s, creation time, and what our wrapping costs; memory
-    python bench.py vector                   all tasks at once in 1 and 2 processes, and in one process per task
-    python bench.py overlap                  a vector step with and without learning while the simulators step
+    python bench.py vector --every 2         100 tasks stepped together: few processes against one for each task
+    python bench.py overlap                  200 tasks online: what learning while the simulators step saves
 Medians over repeats. OMP_NUM_THREADS=1 in front for figures of one core.
+Test: pytest tests/test_bench.py
 """
 
-import functools
 import multiprocessing
+import os
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from multiprocessing.resource_tracker import ensure_running
+from typing import Literal, NamedTuple
 
-import gymnasium
 import numpy as np
 import psutil
 import torch
 import tyro
+from gymnasium.spaces import Box
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.wrappers import TransformAction, TransformObservation
 
 import envs
 import newt
-import train
-from buffer import Batch, Buffer, gigabytes
+from buffer import Buffer, gigabytes, sample_mixed
 from envs.browse import time_suite
-from envs.vector import VectorEnv, light_spawn
+from envs.vector import VectorEnv, episode_seed, light_spawn
 from eval import pick_device, run, share_cores
+from train import LAPTOP
+
+OBS_DIM, ACTION_DIM = newt.Config.obs_dim, newt.Config.action_dim  # the common shape of all tasks
+LEAST_FREE_GB = 3.0  # of main memory, or `bench.py vector` ends before the operating system kills what it likes
 
 
 @dataclass(frozen=True)
@@ -64,38 +73,41 @@ class EnvBench:
 
 @dataclass(frozen=True)
 class VectorBench:
-    """Step many tasks together with random actions: our few processes against one process per task.
+    """Step all tasks together, at random: few processes for many environments against one process for each.
 
-    The latter is gymnasium's AsyncVectorEnv, with the spaces padded to a common shape. All are alive at the same time
-    and take turns, so that the machine's moods hit all alike.
+    The latter is gymnasium's AsyncVectorEnv. All of them live at once and take turns, with the same actions.
     """
 
     tasks: str = "all"
     """which ones"""
     every: int = 1
-    """take only each n-th task, where memory is short"""
+    """take every so many of them only: a process for each needs 100 to 500 MB apiece"""
     workers: tuple[int, ...] = (1, 2)
-    """processes of ours, one measurement each"""
-    steps: int = 50
-    """vector steps of a turn"""
-    turns: int = 5
-    """medians are over these"""
-    spare_gib: float = 3.0
-    """stop when less memory than this is left"""
+    """processes of our vector environment, one measurement for each of these numbers"""
+    start: Literal["fork", "spawn"] = "fork"
+    """how AsyncVectorEnv starts its processes; fork (Linux only) takes less time and memory. Ours are spawned"""
+    concurrency: int = 0
+    """how many of AsyncVectorEnv's processes may step at once; 0: all, its default"""
+    steps: int = 100
+    """steps of all tasks in a turn; the median of the turns counts"""
+    turns: int = 3
+    """of each"""
 
 
 @dataclass(frozen=True)
 class OverlapBench:
-    """Time a vector step of online learning: updates while the simulators step, and updates after them."""
+    """The online loop of train.py, preset laptop: updates while the simulators step, and after they have stepped."""
 
     tasks: str = "all"
     """which ones"""
-    updates: int = 5
-    """per vector step"""
-    steps: int = 10
-    """vector steps of a turn"""
-    turns: int = 5
-    """medians are over these"""
+    utd: float = LAPTOP.utd
+    """updates per environment step, counted over all environments"""
+    workers: int = 0
+    """simulator processes; 0: one per core"""
+    steps: int = 5
+    """steps of all tasks in a turn"""
+    turns: int = 4
+    """of each way; the median over all their steps counts"""
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
@@ -114,6 +126,17 @@ def milliseconds(call: Callable[[], object], device: torch.device, repeats: int 
     return statistics.median(times[2:])
 
 
+def filled(capacity: int, cfg: newt.Config, tasks: int, length: int = 500) -> Buffer:
+    """A replay buffer with as many episodes of zeros as it holds, of all tasks in turn."""
+    replay = Buffer(capacity, cfg.obs_dim, cfg.action_dim)
+    obs = torch.zeros(length + 1, cfg.obs_dim)
+    action, reward = torch.zeros(length + 1, cfg.action_dim), torch.zeros(length + 1)
+    action[0], reward[0] = torch.nan, torch.nan
+    for k in range(capacity // (length + 1)):
+        replay.add(obs, action, reward, k % tasks)
+    return replay
+
+
 def main(cfg: Bench) -> None:
     names, device = envs.select(cfg.tasks), pick_device(cfg.device)
     share_cores(cfg.size)
@@ -122,13 +145,7 @@ def main(cfg: Bench) -> None:
     settings = newt.Config(size=cfg.size, batch_size=cfg.batch_size, task_dim=384)
     agent = newt.create(settings, ["task"], torch.randn(1, 384), [settings.action_dim], [0.99], device=device)
     generator = torch.Generator().manual_seed(0)
-    replay = Buffer(cfg.buffer_steps, settings.obs_dim, settings.action_dim)
-    length = 500
-    for _ in range(cfg.buffer_steps // (length + 1)):
-        obs = torch.zeros(length + 1, settings.obs_dim)
-        action, reward = torch.zeros(length + 1, settings.action_dim), torch.zeros(length + 1)
-        action[0], reward[0] = torch.nan, torch.nan
-        replay.add(obs, action, reward, 0)
+    replay = filled(cfg.buffer_steps, settings, 1)
     ms = milliseconds(lambda: replay.sample(1024, 3, generator), torch.device("cpu"), 100)
     need = gigabytes(cfg.buffer_steps, settings.obs_dim, settings.action_dim, torch.float32)
     print(f"{'buffer.sample':24} {ms:10.2f} ms   1024 slices of 3 from {replay.steps} transitions ({need:.2f} GB)")
@@ -169,135 +186,191 @@ def main_envs(cfg: EnvBench) -> None:
         child.join()
 
 
-class Padded(gymnasium.Wrapper):
-    """A task with the common shapes that one process per task needs; ours pads in its shared memory."""
-
-    def __init__(self, name: str):
-        super().__init__(envs.make(name))
-        self.dims = self.env.action_space.shape[0]
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (128,), np.float32)
-        self.action_space = gymnasium.spaces.Box(-1, 1, (16,), np.float32)
-
-    def padded(self, obs: np.ndarray) -> np.ndarray:
-        return np.pad(obs, (0, 128 - len(obs)))
-
-    def reset(self, *, seed=None, options=None):
-        obs, info = self.env.reset(seed=seed, options=options)
-        return self.padded(obs), {}
-
-    def step(self, action):
-        obs, *rest, info = self.env.step(action[: self.dims])
-        return self.padded(obs), *rest, {key: info[key] for key in ("score", "success")}
+# ---------------------------------------------------------------- vector
 
 
-def memory_gib(processes: list[psutil.Process]) -> float:
-    """Proportional set size: what processes share counts once. Resident size where the system doesn't tell."""
-    infos = [process.memory_full_info() for process in processes]
-    return sum(getattr(info, "pss", info.rss) for info in infos) / 2**30
+def process_for_each(names: list[str], start: str, concurrency: int) -> AsyncVectorEnv:
+    """The usual way. Padded to a common shape, since the spaces must be equal; resets as ours, within the last step."""
+
+    def maker(name: str) -> Callable:
+        def make():  # it is sent to the process as code: importing this program there would load torch
+            env = envs.make(name)
+            n, rest = env.action_space.shape[0], np.zeros(OBS_DIM - env.observation_space.shape[0], np.float32)
+            shape = Box(-np.inf, np.inf, (OBS_DIM,), np.float32)
+            env = TransformObservation(env, lambda obs: np.concatenate((obs, rest)), shape)
+            return TransformAction(env, lambda action: action[:n], Box(-1, 1, (ACTION_DIM,), np.float32))
+
+        return make
+
+    with light_spawn():
+        return AsyncVectorEnv(
+            [maker(name) for name in names], context=start, autoreset_mode=AutoresetMode.SAME_STEP,
+            max_concurrency=concurrency or None,
+        )  # fmt: skip
+
+
+class Contender(NamedTuple):
+    label: str
+    vector: VectorEnv | AsyncVectorEnv
+    processes: set[psutil.Process]
+    built_s: float  # with the first reset
+
+
+def contend(label: str, build: Callable, reset: dict) -> Contender:
+    before, start = set(psutil.Process().children(recursive=True)), time.perf_counter()
+    vector = build()
+    vector.reset(**reset)
+    return Contender(
+        label, vector, set(psutil.Process().children(recursive=True)) - before, time.perf_counter() - start
+    )
+
+
+def memory_gb(processes: set[psutil.Process]) -> tuple[float, float]:
+    """Sum of PSS, in which a page that k processes share counts 1/k in each, and of RSS, where it counts k times.
+
+    Systems other than Linux don't tell the PSS: there, RSS takes its place.
+    """
+    sizes = [process.memory_full_info() for process in processes]
+    return sum(getattr(size, "pss", size.rss) for size in sizes) / 1e9, sum(size.rss for size in sizes) / 1e9
+
+
+@contextmanager
+def memory_guard(advice: str):
+    """End all children started within while LEAST_FREE_GB are still free: RuntimeError. Else the machine might end."""
+    stop, hit, before = threading.Event(), threading.Event(), set(psutil.Process().children(recursive=True))
+
+    def watch() -> None:
+        while not stop.wait(0.1):
+            if psutil.virtual_memory().available < LEAST_FREE_GB * 1e9:
+                hit.set()
+                for child in set(psutil.Process().children(recursive=True)) - before:
+                    child.kill()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    except (EOFError, OSError, RuntimeError) as error:  # whoever waited for a child that was killed
+        if not hit.is_set():
+            raise
+        raise RuntimeError(f"less than {LEAST_FREE_GB:g} GB of memory were left: stopped. {advice}") from error
+    finally:
+        stop.set()
+        thread.join()
 
 
 def main_vector(cfg: VectorBench) -> None:
     names = envs.select(cfg.tasks)[:: cfg.every]
-    generator = np.random.default_rng(0)
-
-    def started(call) -> tuple[object, list[psutil.Process], float]:
-        before, start = set(psutil.Process().children(recursive=True)), time.perf_counter()
-        result = call()
-        took = time.perf_counter() - start
-        if psutil.virtual_memory().available < cfg.spare_gib * 2**30:
-            raise ValueError(f"less than {cfg.spare_gib} GiB are left; use a larger --every")
-        return result, list(set(psutil.Process().children(recursive=True)) - before), took
-
-    rows, made = {}, []
-    try:
-        for workers in cfg.workers:
-            rows[f"ours, {workers}"] = vector, *_ = started(lambda w=workers: VectorEnv(names, 0, w))
-            made.append(vector)
-            vector.reset()
-        one = [functools.partial(Padded, name) for name in names]
-        mode = gymnasium.vector.AutoresetMode.SAME_STEP
-        with light_spawn():
-            rows["one per task"] = vector, *_ = started(
-                lambda: gymnasium.vector.AsyncVectorEnv(one, context="spawn", autoreset_mode=mode)
-            )
-        made.append(vector)
-        vector.reset(seed=0)
-        rates = {what: [] for what in rows}
-        for _ in range(cfg.turns):
-            for what, (vector, _, _) in rows.items():
-                actions = generator.uniform(-1, 1, (cfg.steps, len(names), 16)).astype(np.float32)
+    n, random = len(names), np.random.default_rng(0)
+    torch.set_num_threads(1)  # forked processes inherit it, and ManiSkill's would get in each other's way
+    ensure_running()  # the process that watches over shared memory is nobody's worker
+    builds = [(f"VectorEnv, {w} worker{'s' * (w > 1)}", lambda w=w: VectorEnv(names, 0, w, OBS_DIM, ACTION_DIM), {})
+              for w in cfg.workers]  # fmt: skip
+    seeds = [episode_seed(0, name, 0, 0) for name in names]  # the first episodes are the same ones, too
+    label = f"AsyncVectorEnv, {cfg.start}" + f", {cfg.concurrency} at once" * bool(cfg.concurrency)
+    builds.append((label, lambda: process_for_each(names, cfg.start, cfg.concurrency), {"seed": seeds}))
+    speeds: dict[str, list[float]] = {label: [] for label, _, _ in builds}
+    with ExitStack() as stack:
+        stack.enter_context(memory_guard(f"Take fewer than {n} tasks, for example --every {cfg.every + 1}"))
+        contenders = []
+        for build in builds:
+            contenders.append(contend(*build))
+            stack.enter_context(closing(contenders[-1].vector))
+            print(f"{contenders[-1].label}: {n} tasks, built in {contenders[-1].built_s:.1f} s", flush=True)
+        for turn in range(cfg.turns + 1):
+            actions = random.uniform(-1, 1, (cfg.steps, n, ACTION_DIM)).astype(np.float32)
+            for label, vector, *_ in contenders:
                 start = time.perf_counter()
                 for action in actions:
                     vector.step(action)
-                rates[what].append(cfg.steps * len(names) / (time.perf_counter() - start))
-        print(f"{len(names)} tasks, {cfg.turns} turns of {cfg.steps} steps; memory of the simulator processes")
-        print(f"{'processes':16}{'made in s':>12}{'steps/s':>10}{'GiB':>8}")
-        for what, (_, processes, took) in rows.items():
-            memory = memory_gib(processes)
-            print(f"{what:16}{took:12.1f}{statistics.median(rates[what]):10.0f}{memory:8.2f}")
-    finally:
-        for vector in made:
-            vector.close()
+                if turn:  # the first one touches what is touched only once
+                    speeds[label].append(cfg.steps * n / (time.perf_counter() - start))
+        sizes = {label: memory_gb(processes) for label, _, processes, _ in contenders}
+
+    head = f"{'':34}{'processes':>10}{'tasks':>7}{'steps/s':>10}{'lowest':>9}{'highest':>9}"
+    print(f"{head}{'built in s':>12}{'PSS GB':>9}{'RSS GB':>9}")
+    for label, _, processes, built_s in contenders:
+        all_turns, (pss, rss) = speeds[label], sizes[label]
+        row = f"{label:34}{len(processes):10}{n:7}{statistics.median(all_turns):10.0f}{min(all_turns):9.0f}"
+        print(f"{row}{max(all_turns):9.0f}{built_s:12.1f}{pss:9.2f}{rss:9.2f}")
+    usual = contenders[-1].label
+    for label, *_ in contenders[:-1]:
+        faster = statistics.median(speeds[label]) / statistics.median(speeds[usual])
+        # Its PSS by our RSS: the most careful way to compare processes that share pages, also with the other side.
+        less = sizes[usual][0] / sizes[label][1]
+        print(f"{label}: {faster:.2f} times the steps/s, {less:.1f} times less memory (its PSS by our RSS)")
+
+
+# ---------------------------------------------------------------- overlap
 
 
 def main_overlap(cfg: OverlapBench) -> None:
-    names, settings = envs.select(cfg.tasks), train.LAPTOP.agent
-    share_cores(settings.size)
-    rows = [envs.TASKS[name] for name in names]
-    dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
-    agent = newt.create(settings, names, torch.randn(len(names), settings.task_dim), dims, discounts)
-    h, b, zeros = settings.horizon, settings.batch_size, torch.zeros(len(names), dtype=torch.long)
-    batch = Batch(torch.randn(h + 1, b, settings.obs_dim), torch.zeros(h, b, settings.action_dim), torch.zeros(h, b),
-                  torch.randint(len(names), (b,)))  # fmt: skip
-    warm = torch.zeros(len(names), h, settings.action_dim)
-    spent = {what: [] for what in ("plan", "learn", "step", "overlapped", "one after the other")}
+    names, a = envs.select(cfg.tasks), LAPTOP.agent
+    n, rows = len(names), [envs.TASKS[name] for name in names]
+    share_cores(a.size)
+    generator = torch.Generator().manual_seed(0)
+    agent = newt.create(
+        a, names, torch.randn(n, a.task_dim, generator=generator), [row.action_dim for row in rows],
+        [row.discount for row in rows],
+    )  # fmt: skip
+    replay = filled(501 * max(n, 200), a, n)
+    task, each = torch.arange(n), max(1, round(cfg.utd * n))
+    workers = cfg.workers or os.cpu_count() or 1
+    with VectorEnv(names, 0, workers, a.obs_dim, a.action_dim) as vector:
+        obs, first, warm = vector.reset(), task >= 0, torch.zeros(n, a.horizon, a.action_dim)
+        times: dict[bool, list[np.ndarray]] = {True: [], False: []}
 
-    def timed(what: str, call) -> object:
-        start = time.perf_counter()
-        result = call()
-        spent[what].append((time.perf_counter() - start) * 1e3)
-        return result
+        def step(overlap: bool) -> np.ndarray:
+            """One step of all environments -> seconds: deciding, then updating and waiting in this or that order."""
+            nonlocal obs, first, warm
+            marks = [time.perf_counter()]
+            plan = newt.act(agent, torch.as_tensor(obs), task, warm, first, 0, True)
+            warm = plan.mean
+            marks.append(time.perf_counter())
+            vector.send(plan.action.numpy())
+            if not overlap:
+                result = vector.recv()
+                marks.append(time.perf_counter())
+            for _ in range(each):
+                newt.update(agent, sample_mixed(replay, replay, a.batch_size, a.horizon, generator, LAPTOP.sampling),
+                            "online")  # fmt: skip
+            if overlap:
+                marks.append(time.perf_counter())
+                result = vector.recv()
+            marks.append(time.perf_counter())
+            obs, first = result.obs, torch.as_tensor(result.done)
+            return np.diff(marks)
 
-    def plan(obs: np.ndarray) -> np.ndarray:
-        task = torch.arange(len(names))
-        return newt.act(agent, torch.as_tensor(obs), task, warm, zeros == 0, explore=True).action.numpy()
-
-    def learn() -> None:
-        for _ in range(cfg.updates):
-            newt.update(agent, batch, "online")
-
-    with VectorEnv(names, 0, None, settings.obs_dim, settings.action_dim) as vector:
-        obs = vector.reset()
-
-        def overlapped() -> None:
-            vector.send(plan(obs))
-            learn()
-            vector.recv()
-
-        def one_by_one() -> None:
-            action = timed("plan", lambda: plan(obs))
-            timed("step", lambda: vector.step(action))
-            timed("learn", learn)
-
-        for call in (overlapped, one_by_one):  # the first ones allocate
-            call()
-        spent = {what: [] for what in spent}
+        print(f"{n} tasks, {workers} workers, {each} updates per step of all, size {a.size}, batch {a.batch_size}, "
+              f"{torch.get_num_threads()} of {os.cpu_count()} cores for an update", flush=True)  # fmt: skip
+        step(True)
         for _ in range(cfg.turns):
-            for _ in range(cfg.steps):
-                timed("overlapped", overlapped)
-            for _ in range(cfg.steps):
-                timed("one after the other", one_by_one)
-    print(f"{len(names)} tasks, {cfg.updates} updates of size {settings.size} per vector step; medians of "
-          f"{cfg.turns * cfg.steps}")  # fmt: skip
-    for what, times in spent.items():
-        print(f"{what:24}{statistics.median(times):10.1f} ms")
+            for overlap in times:
+                times[overlap] += [step(overlap) for _ in range(cfg.steps)]
 
+    (plan, update, wait), (plan_0, simulate, update_0) = (np.median(times[way], 0) * 1e3 for way in (True, False))
+    wall, wall_0 = (statistics.median(x.sum() for x in times[way]) * 1e3 for way in (True, False))
+    print(f"{'ms per step of all tasks':34}{'wall':>9}{'plan':>9}{'update':>9}{'wait':>9}")
+    print(f"{'send, recv, update':34}{wall_0:9.0f}{plan_0:9.0f}{update_0:9.0f}{simulate:9.0f}")
+    print(
+        f"{'send, update, recv':34}{wall:9.0f}{plan:9.0f}{update:9.0f}{wait:9.0f}   {wall_0 / wall:.2f} times as fast"
+    )
+    # Together the two take at least as long as the longer one, and as all cores need for what they take from each.
+    cores = os.cpu_count() or 1
+    busy = update_0 * min(cores, torch.get_num_threads()) + simulate * min(cores, workers)
+    ideal = plan_0 + max(update_0, simulate, busy / cores)
+    print(f"{'ideal':34}{ideal:9.0f}{'':27}   {wall_0 / ideal:.2f} times as fast")
+
+
+COMMANDS = {
+    "envs": (main_envs, EnvBench),
+    "vector": (main_vector, VectorBench),
+    "overlap": (main_overlap, OverlapBench),
+}
 
 if __name__ == "__main__":
-    commands = {"envs": (main_envs, EnvBench), "vector": (main_vector, VectorBench),
-                "overlap": (main_overlap, OverlapBench)}  # fmt: skip
-    if sys.argv[1:2] and sys.argv[1] in commands:
-        function, settings = commands[sys.argv[1]]
-        run(function, tyro.cli(settings, args=sys.argv[2:], prog=f"bench.py {sys.argv[1]}"))
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        command, settings = COMMANDS[sys.argv[1]]
+        run(command, tyro.cli(settings, args=sys.argv[2:], prog=f"bench.py {sys.argv[1]}"))
     else:
         run(main, tyro.cli(Bench))

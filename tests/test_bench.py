@@ -1,44 +1,96 @@
-"""bench.py: the commands run and print what they promise; padding for one process per task.
+"""bench.py: both sides of a comparison do the same work, memory is what the system says, and the guard guards."""
 
-Run: pytest tests/test_bench.py        (about 20 seconds on one core)
-"""
+import multiprocessing
+import time
 
 import numpy as np
+import psutil
 import pytest
+import torch
 
 import bench
-import envs
+import newt
+from envs.vector import VectorEnv, episode_seed
+
+TASKS = ["walker-walk", "pygame-landing"]
 
 
-def test_padding_changes_nothing_else():
-    env, plain = bench.Padded("mw-reach"), envs.make("mw-reach")
-    obs, _ = env.reset(seed=3)
-    expected, _ = plain.reset(seed=3)
-    assert obs.shape == (128,) and not obs[len(expected) :].any()
-    np.testing.assert_array_equal(obs[: len(expected)], expected)
-    action = np.linspace(-1, 1, 16, dtype=np.float32)
-    obs, reward, _, done, info = env.step(action)
-    other = plain.step(action[:4])
-    np.testing.assert_array_equal(obs[: len(expected)], other[0])
-    assert (reward, done, info["score"]) == (other[1], other[3], other[4]["score"])
+def sleep_for_ever() -> None:
+    time.sleep(1000)
 
 
-def test_vector(capsys):
-    bench.main_vector(bench.VectorBench("reacher-easy,pygame-landing", workers=(1,), steps=2, turns=1))
+@pytest.fixture(scope="module")
+def usual():
+    vector = bench.process_for_each(TASKS, "spawn", 0)
+    yield vector
+    vector.close()
+
+
+def test_both_step_the_same_environments(usual):
+    actions = np.random.default_rng(0).uniform(-1, 1, (20, len(TASKS), bench.ACTION_DIM)).astype(np.float32)
+    seen, _ = usual.reset(seed=[episode_seed(0, name, 0, 0) for name in TASKS])
+    with VectorEnv(TASKS, 0, 1, bench.OBS_DIM, bench.ACTION_DIM) as ours:
+        np.testing.assert_array_equal(ours.reset(), seen)
+        for action in actions:
+            step, (obs, reward, *_) = ours.step(action), usual.step(action)
+            np.testing.assert_array_equal(step.obs, obs)
+            np.testing.assert_array_equal(step.reward, reward.astype(np.float32))
+
+
+def test_a_process_for_each_task_without_torch(usual):
+    """Were this program loaded there, its torch would be counted as memory that the usual way needs."""
+    for process in usual.processes:
+        libraries = {m.path for m in psutil.Process(process.pid).memory_maps()}
+        assert any("numpy" in path for path in libraries)
+        assert not any("libtorch" in path for path in libraries)
+    assert len(usual.processes) == len(TASKS)
+
+
+def test_memory_counts_shared_pages_once_or_often(usual):
+    processes = {psutil.Process(process.pid) for process in usual.processes}
+    pss, rss = bench.memory_gb(processes)
+    assert 0 < pss <= rss
+    assert rss == pytest.approx(sum(p.memory_info().rss for p in processes) / 1e9, rel=0.05)
+
+
+def test_guard_ends_the_children_of_its_block_in_time(usual, monkeypatch):
+    child = multiprocessing.get_context("spawn").Process(target=sleep_for_ever)
+    with pytest.raises(RuntimeError, match="GB of memory were left.*advice"), bench.memory_guard("advice"):
+        child.start()
+        monkeypatch.setattr(bench, "LEAST_FREE_GB", 1e9)
+        child.join(10)
+        raise EOFError  # what a pipe to it would say
+    assert child.exitcode == -9
+    assert all(process.is_alive() for process in usual.processes)
+
+
+def test_guard_leaves_other_errors_alone():
+    with pytest.raises(RuntimeError, match="mine"), bench.memory_guard("advice"):
+        raise RuntimeError("mine")
+
+
+def test_filled_holds_episodes_of_all_tasks():
+    cfg = newt.Config(size="XS", obs_dim=3, action_dim=2)
+    replay = bench.filled(capacity=11 * 5, cfg=cfg, tasks=2, length=10)  # five episodes of eleven rows
+    batch = replay.sample(64, 3, torch.Generator().manual_seed(0))
+    assert replay.steps == 50
+    assert set(batch.task.tolist()) == {0, 1}
+    assert all(torch.isfinite(x).all() for x in batch[:3])
+
+
+def test_vector_prints_a_row_for_each_side(capsys):
+    bench.main_vector(bench.VectorBench(",".join(TASKS), workers=(1,), start="spawn", steps=5, turns=1))
+    rows = {line[:34].strip(): line[34:].split() for line in capsys.readouterr().out.splitlines() if line[34:].strip()}
+    ours, usual = rows["VectorEnv, 1 worker"], rows["AsyncVectorEnv, spawn"]
+    assert ours[:2] == ["1", "2"] and usual[:2] == ["2", "2"]
+    assert float(ours[2]) > 0 and float(usual[2]) > 0
+    assert float(ours[6]) > 0.02 and float(usual[6]) > float(ours[6])
+
+
+def test_overlap_prints_both_ways_and_their_parts(capsys):
+    threads = torch.get_num_threads()
+    bench.main_overlap(bench.OverlapBench("pygame-landing", utd=1, workers=1, steps=2, turns=1))
+    torch.set_num_threads(threads)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("2 tasks") and [line[:12].strip() for line in lines[2:]] == ["ours, 1", "one per task"]
-    for line in lines[2:]:
-        made, rate, gib = map(float, line[16:].split())
-        assert made > 0 and rate > 0 and 0.02 < gib < 2
-
-
-def test_vector_stops_before_memory_runs_out():
-    with pytest.raises(ValueError, match="GiB are left; use a larger --every"):
-        bench.main_vector(bench.VectorBench("reacher-easy", workers=(1,), spare_gib=1e6))
-
-
-def test_overlap(capsys):
-    bench.main_overlap(bench.OverlapBench("reacher-easy,pygame-landing", updates=1, steps=2, turns=1))
-    words = [line.rsplit(maxsplit=2) for line in capsys.readouterr().out.splitlines()[1:]]
-    assert [word[0].strip() for word in words] == ["plan", "learn", "step", "overlapped", "one after the other"]
-    assert all(float(word[1]) > 0 for word in words)
+    assert lines[0].startswith("1 tasks, 1 workers, 1 updates per step of all")
+    assert [line[:34].strip() for line in lines[2:]] == ["send, recv, update", "send, update, recv", "ideal"]

@@ -484,6 +484,8 @@ def test_command_line(tmp_path):
     assert "2 tasks" in done.stdout and len(lines) == 6
     with open(tmp_path / "d.csv") as file:
         rows = {row["task"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {*envs.select("all"), "mw-reach", TASK}  # also those that there is nothing of
+    assert (rows["walker-walk"]["kept"], rows["walker-walk"]["tried"]) == ("0", "0")
     for name, episodes, ret, success, score, source, count, _ in lines[1:3]:
         demo = demo_format.load(tmp_path / "d" / f"{name}.safetensors", name)
         assert (episodes, success, score, source) == ("2", "1.00", "1.00", "script") and int(count) == demo.meta[
