@@ -171,7 +171,8 @@ def table(results: dict[str, list[Episode]]) -> str:
 def compare(stages: dict[str, dict[str, list]]) -> str:
     """Random policy, after pretraining, after online training side by side: score and return of every task.
 
-    stages: name -> task -> episodes as (return, success, score). The rows at the end are means over tasks.
+    stages: name -> task -> episodes as (return, success, score). The rows at the end are means over the
+    tasks of each suite, if there are several, and over all tasks.
     """
     tasks = list(next(iter(stages.values())))
     width = max(len(envs.label(task)) for task in tasks) + 2
@@ -185,6 +186,12 @@ def compare(stages: dict[str, dict[str, list]]) -> str:
         cells = [f"{score[s][task]:12.3f}" for s in stages] + [f"{ret[s][task]:12.1f}" for s in stages]
         lines.append(f"{envs.label(task):{width}}" + "".join(cells))
     lines.append("-" * len(lines[-1]))
+    suites = defaultdict(list)
+    for task in tasks:
+        suites[envs.TASKS[task].domain].append(task)
+    for suite, members in suites.items() if len(suites) > 1 else ():
+        means = "".join(f"{np.mean([score[s][task] for task in members]):12.3f}" for s in stages)
+        lines.append(f"{f'{suite} ({len(members)})':{width}}{means}")
     lines.append(f"{'mean':{width}}" + "".join(f"{np.mean(list(score[s].values())):12.3f}" for s in stages))
     judged = [task for task in tasks if envs.TASKS[task].success_defined]
     if judged:

@@ -111,6 +111,7 @@ def test_tables_by_hand():
     stages = {"random": dict.fromkeys(results, [(0, 0, 0)]), "online": results}
     text = evaluation.compare(stages)
     assert re.search(r"^walker-walk +0\.000 +0\.400 +0\.0 +400\.0$", text, re.M)
+    assert re.search(r"^metaworld \(2\) +0\.000 +0\.750$", text, re.M)  # (0.5 + 1) / 2
     assert re.search(r"^mean +0\.000 +0\.633$", text, re.M)
     assert re.search(r"^success +0\.000 +0\.750 +\(mean over the 2 tasks", text, re.M)
 
