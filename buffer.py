@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import safetensors
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 By = Literal["episode", "task", "step"]
@@ -238,18 +237,9 @@ class Buffer:
             start, rows, task = self._table[:, first - self._dropped : self._end]
             place = torch.arange(int(start[0]), self._row, device=self.device) % self.capacity
             tensors = {"obs": self._obs[place], "action": self._action[place], "reward": self._reward[place]}
-            tensors = {name: value.cpu() for name, value in tensors.items()}
             tensors |= {"table": torch.from_numpy(np.stack([start, rows, task]))}
             path = folder / f"episodes-{first:09d}-{end:09d}.safetensors"
-            temporary = path.with_suffix(".tmp")
-            try:
-                save_file(tensors, temporary)
-                with open(temporary, "rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except (OSError, safetensors.SafetensorError):  # the disk is full: half a file helps nobody
-                temporary.unlink(missing_ok=True)
-                raise
+            write_atomically(path, tensors)
         self._saved = end
 
     def load(self, folder: Path, first_episode: int, total_episodes: int) -> None:
@@ -283,6 +273,21 @@ class Buffer:
             have, need = f"{self.first_episode}..{self.total_episodes}", f"{first_episode}..{total_episodes}"
             raise ValueError(f"{folder} holds episodes {have}, needed are {need}; is the capacity the same?")
         self._folder, self._saved = Path(folder).resolve(), total_episodes
+
+
+def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """safetensors file that is either complete or not there: temporary name, flush to disk, rename."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    try:
+        safetensors.torch.save_file(tensors, temporary, metadata)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, safetensors.SafetensorError):  # the disk is full: half a file helps nobody
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _chunks(folder: Path) -> list[tuple[int, int, Path]]:

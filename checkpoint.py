@@ -24,7 +24,7 @@ import torch
 
 import distributed
 import newt
-from buffer import Buffer
+from buffer import Buffer, write_atomically
 from distributed import World
 
 KEEP = 2  # checkpoints
@@ -129,19 +129,21 @@ def save(
         own.buffer_first, own.buffer_episodes = online.first_episode, online.total_episodes
         streams = {"sampler": own.sampler.get_state(), "actor": own.actor.get_state()}
         meta = {**own.counters(), "world": world.size}
-        newt.write_atomically(temporary / f"rank-{world.rank}.safetensors", streams, {"newt_rank": json.dumps(meta)})
+        write_atomically(temporary / f"rank-{world.rank}.safetensors", streams, {"newt_rank": json.dumps(meta)})
         if world.rank == 0:
             tensors = {"generator": agent.generator.get_state()}
             for key, (optim, value) in _optimisers(agent).items():
                 tensors |= {f"{key}/{field}": tensor for field, tensor in optim.state[value].items()}
             newt.save(temporary / "agent.safetensors", agent, step)
             meta = {**asdict(state), "agent_updates": agent.updates}
-            newt.write_atomically(temporary / "state.safetensors", tensors, {"newt_state": json.dumps(meta)})
+            write_atomically(temporary / "state.safetensors", tensors, {"newt_state": json.dumps(meta)})
         distributed.gather(None)  # every file is there
         if world.rank == 0:
+            # The copy first: a run that is killed in between goes on from the checkpoint before and writes both again.
+            # After the rename nothing would, and the newest weights could be missing for ever.
+            newt.save(folder / "agent.safetensors", agent, step)
             os.rename(temporary, path)
             _flush(path.parent)
-            newt.save(folder / "agent.safetensors", agent, step)
     except (OSError, safetensors.SafetensorError) as error:
         if isinstance(error, ConnectionError):
             raise

@@ -334,10 +334,7 @@ def main_checkpoint(cfg: Checkpoint) -> None:
         raise ValueError(f"step must be at least 0, got {cfg.step}")
     agent, blind = checkpoint(cfg.file, cfg.tasks, cfg.embeddings)
     cfg.out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        newt.save(cfg.out, agent, cfg.step, {"converted_from": cfg.file.name})
-    finally:
-        cfg.out.with_name(cfg.out.name + ".tmp").unlink(missing_ok=True)  # still there only if that failed
+    newt.save(cfg.out, agent, cfg.step, {"converted_from": cfg.file.name})
     sizes = f"size {agent.cfg.size}, {wm.num_params(agent.params) / 1e6:.1f}M parameters"
     dims = f"observations {agent.cfg.obs_dim}, actions {agent.cfg.action_dim}, embeddings {agent.cfg.task_dim}"
     shown = ", ".join(agent.tasks[:3]) + (", ..." if len(agent.tasks) > 3 else "")

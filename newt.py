@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +35,7 @@ from torch import Tensor
 import distributed
 import planner
 import world_model as wm
-from buffer import Batch
+from buffer import Batch, write_atomically
 from planner import Plan
 from world_model import Params, Policy, Task
 
@@ -524,21 +523,6 @@ _PLANNERS = ThreadPoolExecutor(CORES)
 
 
 # ---------------------------------------------------------------- files
-
-
-def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """safetensors file that is either complete or not there: temporary name, flush to disk, rename."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    try:
-        safetensors.torch.save_file(tensors, temporary, metadata)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, safetensors.SafetensorError):  # the disk is full: half a file helps nobody
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def save(path: Path, agent: Agent, step: int = 0, extra: dict | None = None) -> None:

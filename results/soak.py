@@ -23,6 +23,9 @@ import safetensors
 import tyro
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import checkpoint
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -63,7 +66,7 @@ def main(cfg: Soak) -> None:
     training.send_signal(signal.SIGTERM)
     assert training.wait(600) == 128 + signal.SIGTERM, last_words(said)
 
-    newest = max((path for path in (cfg.folder / "checkpoints").iterdir()), key=lambda path: int(path.name))
+    newest = checkpoint.complete(cfg.folder)[-1]
     with safetensors.safe_open(newest / "rank-0.safetensors", "pt") as file:
         own = json.loads(file.metadata()["newt_rank"])
     finished, dropped = sum(own["episodes"].values()), sum(own["dropped"].values())

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from test_train import assert_same_run, wait_for
 from torch import Tensor
 
-import checkpoint
 import distributed
 import newt
 from buffer import Batch
@@ -59,7 +59,12 @@ def learn(rank: int, world: int) -> tuple[newt.Agent, list[dict[str, float]]]:
 
 def torchrun(folder: Path, *words, agents: int = 1, wait: bool = True) -> list[subprocess.Popen]:
     """Start `torchrun words` in this folder: two processes, by one torchrun or by two that meet on loopback."""
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environ = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
     environ |= {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform.startswith("linux") else {}
     port = 29_000 + os.getpid() % 900
     meet = ["--nnodes", agents, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "test"]
@@ -102,9 +107,8 @@ distributed.leave()
 
 
 @pytest.mark.parametrize("agents", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_two_processes_learn_what_one_does_from_all_shares(agents, tmp_path, monkeypatch):
+def test_two_processes_learn_what_one_does_from_all_shares(agents, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
-    (tmp_path / "test_distributed.py").symlink_to(__file__)
     torchrun(tmp_path, "program.py", agents=agents)
     ranks = [load_file(tmp_path / f"rank-{rank}.safetensors") for rank in (0, 1)]
     assert ranks[0].keys() == ranks[1].keys() and any("exp_avg" in name for name in ranks[0])
@@ -155,23 +159,6 @@ SMALL = (
 ).split()
 
 
-def events(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(("time/", "memory/"))} for line in lines]
-
-
-def same_end(one: Path, other: Path) -> None:
-    """Newest checkpoints and metrics of two runs are equal to the last bit."""
-    a, b = checkpoint.complete(one)[-1], checkpoint.complete(other)[-1]
-    assert a.name == b.name
-    names = sorted(path.name for path in a.iterdir())
-    assert names == ["agent.safetensors", "rank-0.safetensors", "rank-1.safetensors", "state.safetensors"]
-    for name in names:
-        ours, theirs = load_file(a / name), load_file(b / name)
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
-    assert events(one) == events(other)
-
-
 def children_of_run(process: subprocess.Popen) -> list[int]:
     """Pids of the processes that torchrun started, in the order of ranks."""
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -202,19 +189,14 @@ def test_a_lost_process_costs_nothing_but_time(agents, tmp_path):
     os.kill(children_of_run(started[-1])[-1], signal.SIGKILL)
     outs = [process.communicate(timeout=250)[0] for process in started]
     assert all(process.returncode == 0 for process in started), outs
-    same_end(tmp_path / "whole" / "run", run)
-    kept = load_file(checkpoint.complete(run)[-1] / "agent.safetensors")
-    save_file(kept, tmp_path / "readable.safetensors")
+    assert_same_run(tmp_path / "whole" / "run", run, ranks=2)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes in /proc")
 def test_a_lost_process_ends_the_job_with_a_clear_line(tmp_path):
     (process,) = torchrun(tmp_path, ROOT / "train.py", *SMALL, wait=False)
     run = tmp_path / "run"
-    deadline = time.monotonic() + 200
-    while not (run / "checkpoints" / "0").exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+    wait_for(process, (run / "checkpoints" / "0").exists, 200)
     pids = children_of_run(process)
     os.kill(pids[1], signal.SIGKILL)
     out, _ = process.communicate(timeout=120)

@@ -99,25 +99,27 @@ def test_prints_settings_and_table(finished):
     assert "it/s" in done.stderr or "update/s" in done.stderr  # tqdm bars
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_run(one: Path, other: Path, ranks: int = 1) -> None:
     """Weights, optimisers, random streams, what the buffers hold, and metrics but for times: equal to the last bit."""
     newest = [checkpoint.complete(run)[-1] for run in (one, other)]
     assert newest[0].name == newest[1].name
-    for name in ("agent.safetensors", "state.safetensors", "rank-0.safetensors"):
+    names = ["agent.safetensors", *(f"rank-{rank}.safetensors" for rank in range(ranks)), "state.safetensors"]
+    assert all(sorted(file.name for file in path.iterdir()) == names for path in newest)
+    for name in names:
         ours, theirs = (load_file(path / name) for path in newest)
         assert ours.keys() == theirs.keys() and len(ours) > 1
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
-    content = []
-    for run, path in zip((one, other), newest, strict=True):
-        with safetensors.safe_open(path / "rank-0.safetensors", "pt") as file:
-            counts = json.loads(file.metadata()["newt_rank"])
-        agent = json.loads((run / "config.json").read_text())["agent"]
-        steps = json.loads((run / "config.json").read_text())["buffer_steps"]
-        online = Buffer(steps, agent["obs_dim"], agent["action_dim"])
-        online.load(run / "buffer" / "rank-0", counts["buffer_first"], counts["buffer_episodes"])
-        batch = online.sample(1000, 1, torch.Generator().manual_seed(0), by="step")
-        content.append((online.steps, online.episodes, *batch))
-    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(*content, strict=True))
+    for rank in range(ranks):
+        content = []
+        for run, path in zip((one, other), newest, strict=True):
+            with safetensors.safe_open(path / f"rank-{rank}.safetensors", "pt") as file:
+                counts = json.loads(file.metadata()["newt_rank"])
+            config = json.loads((run / "config.json").read_text())
+            online = Buffer(config["buffer_steps"] // ranks, config["agent"]["obs_dim"], config["agent"]["action_dim"])
+            online.load(run / "buffer" / f"rank-{rank}", counts["buffer_first"], counts["buffer_episodes"])
+            batch = online.sample(1000, 1, torch.Generator().manual_seed(0), by="step")
+            content.append((online.steps, online.episodes, *batch))
+        assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(*content, strict=True))
     plain = [
         [{k: v for k, v in json.loads(line).items() if not k.startswith(("time/", "memory/"))}
          for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)
