@@ -392,9 +392,10 @@ class Interruption:
         self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _handle(self, number, _) -> None:
-        if self.code or not self.patient:
-            raise SystemExit(128 + number)
+        at_once = self.code or not self.patient
         self.code = 128 + number
+        if at_once:
+            raise SystemExit(self.code)
         print("\nstopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
 
     def __enter__(self) -> None:
@@ -404,8 +405,9 @@ class Interruption:
         self.patient = False
 
     def restore(self) -> None:
+        """As before; but once one came the program is ending, and another must not fall into Python's own exit."""
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self.code else handler)
 
 
 def main(cfg: Train) -> None:
