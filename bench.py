@@ -3,7 +3,7 @@
     python bench.py                          size XS, CPU
     python bench.py --size L --batch-size 256 --device cuda
     python bench.py envs                     every task: steps/s, creation time, and what our wrapping costs; memory
-    python bench.py vector --every 2         100 tasks stepped together: few processes against one for each task
+    python bench.py vector --count 100       100 tasks stepped together: few processes against one for each task
     python bench.py overlap                  200 tasks online: what learning while the simulators step saves
 Medians over repeats. OMP_NUM_THREADS=1 in front for figures of one core.
 Test: pytest tests/test_bench.py
@@ -80,8 +80,8 @@ class VectorBench:
 
     tasks: str = "all"
     """which ones"""
-    every: int = 1
-    """take every so many of them only: a process for each needs 100 to 500 MB apiece"""
+    count: int = 0
+    """take only so many of them, evenly spread: a process for each needs 100 MB, or 500 with ManiSkill; 0: all"""
     workers: tuple[int, ...] = (1, 2)
     """processes of our vector environment, one measurement for each of these numbers"""
     start: Literal["fork", "spawn"] = "fork"
@@ -260,8 +260,11 @@ def memory_guard(advice: str):
 
 
 def main_vector(cfg: VectorBench) -> None:
-    names = envs.select(cfg.tasks)[:: cfg.every]
-    n, random = len(names), np.random.default_rng(0)
+    names = envs.select(cfg.tasks)
+    if not 0 <= cfg.count <= len(names):
+        raise ValueError(f"count must be from 0 to {len(names)}, the number of tasks; got {cfg.count}")
+    n = cfg.count or len(names)
+    names, random = [names[i * len(names) // n] for i in range(n)], np.random.default_rng(0)
     torch.set_num_threads(1)  # forked processes inherit it, and ManiSkill's would get in each other's way
     ensure_running()  # the process that watches over shared memory is nobody's worker
     builds = [(f"VectorEnv, {w} worker{'s' * (w > 1)}", lambda w=w: VectorEnv(names, 0, w, OBS_DIM, ACTION_DIM), {})
@@ -271,7 +274,7 @@ def main_vector(cfg: VectorBench) -> None:
     builds.append((label, lambda: process_for_each(names, cfg.start, cfg.concurrency), {"seed": seeds}))
     speeds: dict[str, list[float]] = {label: [] for label, _, _ in builds}
     with ExitStack() as stack:
-        stack.enter_context(memory_guard(f"Take fewer than {n} tasks, for example --every {cfg.every + 1}"))
+        stack.enter_context(memory_guard(f"Take fewer than {n} tasks, for example --count {max(1, n * 3 // 4)}"))
         contenders = []
         for build in builds:
             contenders.append(contend(*build))

@@ -261,7 +261,7 @@ class VectorEnv:
         make       make(name, seed, render_mode) -> gymnasium.Env; it must be importable by name (not from a script)
         timeout_s  a worker that is silent for so long is replaced
         Raises ValueError (no task, sizes below 1, make is not importable); RuntimeError if an environment cannot be
-        made or a worker dies: there is nothing to go on with yet.
+        made, or a worker dies or stays silent in it for BUILD_TIMEOUT_S, twice.
         """
         n = len(tasks)
         workers = min(n, (os.cpu_count() or 1) if workers is None else workers)
@@ -289,10 +289,17 @@ class VectorEnv:
                     pickle.dumps(make)
                 except (pickle.PicklingError, AttributeError, TypeError) as error:
                     raise ValueError(f"make must be a function of a module, not of the program: {error}") from error
-            self._start(self._every)
-            self._tell(("ready?",), self._every)
-            for worker, reason in self._answers(self._every, BUILD_TIMEOUT_S)[1].items():
-                raise RuntimeError(self._what_failed(worker, reason))
+            lost = dict.fromkeys(self._every, "")
+            while lost:
+                self._start(lost)
+                self._tell(("ready?",), lost)
+                lost = self._answers(lost, BUILD_TIMEOUT_S)[1]
+                for worker, reason in lost.items():
+                    self._losses[worker] += 1
+                    if reason.startswith("Traceback") or self._losses[worker] > 1:  # what raised will raise again
+                        raise RuntimeError(self._what_failed(worker, reason))
+                    line = " ".join(self._what_failed(worker, reason).split())
+                    sys.stderr.write(f"{line}; a new one is started\n")
 
     def _start(self, workers: Iterable[int]) -> None:
         with light_spawn(), _hidden_from_signals():

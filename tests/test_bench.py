@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import bench
+import envs
 import newt
 from envs.vector import VectorEnv, episode_seed
 
@@ -85,6 +86,21 @@ def test_vector_prints_a_row_for_each_side(capsys):
     assert ours[:2] == ["1", "2"] and usual[:2] == ["2", "2"]
     assert float(ours[2]) > 0 and float(usual[2]) > 0
     assert float(ours[6]) > 0.02 and float(usual[6]) > float(ours[6])
+
+
+def test_vector_takes_a_count_of_the_tasks_evenly(monkeypatch):
+    taken = []
+    monkeypatch.setattr(bench, "VectorEnv", lambda names, *_: taken.append(names))
+    monkeypatch.setattr(bench, "contend", lambda label, build, reset: build() or 1 / 0)
+    for count, tasks in [(0, "all"), (50, "all"), (150, "all"), (1, "atari")]:
+        with pytest.raises(ZeroDivisionError):
+            bench.main_vector(bench.VectorBench(tasks, count))
+    every = envs.select("all")
+    assert taken[0] == every and taken[1] == every[::4] and taken[3] == envs.select("atari")[:1]
+    assert len(set(taken[2])) == 150 and taken[2] == [name for name in every if name in taken[2]]
+    assert not any({a, b}.isdisjoint(taken[2]) for a, b in zip(every, every[1:], strict=False))
+    with pytest.raises(ValueError, match="count must be from 0 to 27"):
+        bench.main_vector(bench.VectorBench("atari", 28))
 
 
 def test_overlap_prints_both_ways_and_their_parts(capsys):

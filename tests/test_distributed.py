@@ -29,7 +29,10 @@ PHASES = ["pretrain"] * 100 + ["online"] * 100
 
 def agent() -> newt.Agent:
     emb = torch.randn(2, CFG.task_dim, generator=torch.Generator().manual_seed(1))
-    return newt.create(CFG, ["a", "b"], emb, [3, 2], [0.9, 0.95], seed=3)
+    made = newt.create(CFG, ["a", "b"], emb, [3, 2], [0.9, 0.95], seed=3)
+    for name in ("emb", "mask", "discount", "guided"):
+        setattr(made, name, getattr(made, name).to(torch.get_default_dtype()))
+    return made
 
 
 def batches() -> list[Batch]:
@@ -45,16 +48,22 @@ def batches() -> list[Batch]:
     ]  # fmt: skip
 
 
-def learn(rank: int, world: int) -> tuple[newt.Agent, list[dict[str, float]]]:
-    """200 updates on this process's shares of the batches."""
-    learner, log = agent(), []
-    share = CFG.batch_size // world
-    for phase, batch in zip(PHASES, batches(), strict=True):
-        rows = slice(rank * share, (rank + 1) * share)
-        part = Batch(batch.obs[:, rows], batch.action[:, rows], batch.reward[:, rows], batch.task[rows])
-        metrics = newt.update(learner, part, phase, rank=rank, world=world)
-        log.append({name: float(value) for name, value in metrics.items()})
-    return learner, log
+def learn(rank: int, world: int, dtype: torch.dtype) -> tuple[newt.Agent, list[dict[str, float]]]:
+    """200 updates on this process's shares of the batches, all in numbers of this kind."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        learner, log = agent(), []
+        share = CFG.batch_size // world
+        for phase, batch in zip(PHASES, batches(), strict=True):
+            rows = slice(rank * share, (rank + 1) * share)
+            part = Batch(batch.obs[:, rows], batch.action[:, rows], batch.reward[:, rows], batch.task[rows])
+            metrics = newt.update(learner, part, phase, rank=rank, world=world)
+            log.append({name: float(value) for name, value in metrics.items()})
+        assert all(value.dtype == dtype for value in [*learner.params.values(), *metrics.values(), learner.q_scale])
+        return learner, log
+    finally:
+        torch.set_default_dtype(before)
 
 
 def torchrun(folder: Path, *words, agents: int = 1, wait: bool = True) -> list[subprocess.Popen]:
@@ -89,19 +98,20 @@ def torchrun(folder: Path, *words, agents: int = 1, wait: bool = True) -> list[s
 
 PROGRAM = """
 import json
-import checkpoint, distributed
+import checkpoint, distributed, torch
 from safetensors.torch import save_file
 from test_distributed import learn
 world = distributed.join()
 assert distributed.gather(world.rank) == [0, 1] and world.size == 2
 assert distributed.any_of(world.rank == 1) and not distributed.any_of(False)
-learner, log = learn(world.rank, world.size)
-optim = {}
-for name, (o, v) in checkpoint._optimisers(learner).items():
-    optim |= {f"{name}/{key}": x for key, x in o.state[v].items()}
-params = {k: v.detach() for k, v in learner.params.items()}
-save_file({**params, **optim, "q_scale": learner.q_scale}, f"rank-{world.rank}.safetensors")
-open(f"log-{world.rank}.json", "w").write(json.dumps(log))
+for dtype in (torch.float32, torch.float64):
+    learner, log = learn(world.rank, world.size, dtype)
+    optim = {}
+    for name, (o, v) in checkpoint._optimisers(learner).items():
+        optim |= {f"{name}/{key}": x for key, x in o.state[v].items()}
+    params = {k: v.detach() for k, v in learner.params.items()}
+    save_file({**params, **optim, "q_scale": learner.q_scale}, f"{dtype}-{world.rank}.safetensors")
+    open(f"{dtype}-{world.rank}.json", "w").write(json.dumps(log))
 distributed.leave()
 """
 
@@ -110,20 +120,22 @@ distributed.leave()
 def test_two_processes_learn_what_one_does_from_all_shares(agents, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     torchrun(tmp_path, "program.py", agents=agents)
-    ranks = [load_file(tmp_path / f"rank-{rank}.safetensors") for rank in (0, 1)]
-    assert ranks[0].keys() == ranks[1].keys() and any("exp_avg" in name for name in ranks[0])
-    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])  # 200 updates later
-    logs = [json.loads((tmp_path / f"log-{rank}.json").read_text()) for rank in (0, 1)]
-    assert logs[0] == logs[1]
-    alone, expected = learn(0, 1)
-    assert not torch.equal(alone.params["pi.0.weight"], agent().params["pi.0.weight"])
-    # Rounding (sums over halves) grows with the number of steps, so only what comes first can be that close.
-    for ours, theirs in list(zip(logs[0], expected, strict=True))[:5]:
-        assert ours.keys() == theirs.keys()
-        for name in theirs:
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), name
-    last = [np.mean([line["loss/model"] for line in log[-50:]]) for log in (logs[0], expected)]
-    assert last[0] == pytest.approx(last[1], rel=0.02)
+    for dtype in (torch.float32, torch.float64):
+        ranks = [load_file(tmp_path / f"{dtype}-{rank}.safetensors") for rank in (0, 1)]
+        assert ranks[0].keys() == ranks[1].keys() and any("exp_avg" in name for name in ranks[0])
+        assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])  # 200 updates later
+        logs = [json.loads((tmp_path / f"{dtype}-{rank}.json").read_text()) for rank in (0, 1)]
+        assert logs[0] == logs[1] and len(logs[0]) == 200
+        alone, expected = learn(0, 1, dtype)
+        assert not torch.equal(alone.params["pi.0.weight"].float(), agent().params["pi.0.weight"])
+        # Sums over halves round otherwise than sums over the whole, and 200 updates make more of it: in float32 only
+        # the first few can be that close, in float64 all of them are.
+        for ours, theirs in list(zip(logs[0], expected, strict=True))[: 5 if dtype == torch.float32 else None]:
+            assert ours.keys() == theirs.keys()
+            for name in theirs:
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), name
+        last = [np.mean([line["loss/model"] for line in log[-50:]]) for log in (logs[0], expected)]
+        assert last[0] == pytest.approx(last[1], rel=0.02)
 
 
 # ---- shares

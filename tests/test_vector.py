@@ -54,6 +54,10 @@ class Counter(gym.Env):
         self.kind, length = name.split("-")
         if self.kind == "unmakeable" and os.environ.get("UNMAKEABLE", "1") == "1":
             raise OSError("no such robot")
+        if self.kind.startswith("unborn") and not (tried := Path(os.environ["TRIED"])).exists():
+            if self.kind[-1] != "!":
+                tried.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         self.length, self.name = int(length), name
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
         self.action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
@@ -388,6 +392,18 @@ def test_a_worker_killed_before_every_step_is_not_replaced_for_ever():
 def test_what_cannot_be_built_ends_it_at_once():
     with pytest.raises(RuntimeError, match="environment unmakeable-9 failed(.|\n)*no such robot"):
         vector(["unmakeable-9", "ok-9"], workers=1)  # the wrong one is not the last that was touched
+
+
+def test_a_worker_killed_while_it_builds_is_replaced_once(capfd, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRIED", str(tmp_path / "tried"))
+    with pytest.raises(RuntimeError, match=r"environment unborn!-9 failed(.|\n)*exit code -9"):
+        vector(["unborn!-9", "ok-9"], workers=2)
+    line = "environment unborn{}-9 failed: a worker process died (exit code -9); a new one is started\n"
+    assert capfd.readouterr().err == line.format("!")
+    with vector(["unborn-9", "ok-9"], workers=2) as v:
+        assert v.reset().shape == (2, 5) and v.dropped.tolist() == [0, 0]
+        assert v.step(np.zeros((2, 4), np.float32)).obs[:, 0].tolist() == [1, 1]
+    assert capfd.readouterr().err == line.format("")
 
 
 def test_a_killed_worker_is_noticed_at_once_while_others_step(capfd):
