@@ -3,7 +3,7 @@
     python bench.py                          size XS, CPU
     python bench.py --size L --batch-size 256 --device cuda
     python bench.py envs                     every task: steps/s, creation time, and what our wrapping costs; memory
-    python bench.py vector --count 100       100 tasks stepped together: few processes against one for each task
+    python bench.py vector --count 150       all tasks in few processes; then 150 of them, and in one process for each
     python bench.py overlap                  200 tasks online: what learning while the simulators step saves
 Medians over repeats. OMP_NUM_THREADS=1 in front for figures of one core.
 Test: pytest tests/test_bench.py
@@ -75,13 +75,14 @@ class EnvBench:
 class VectorBench:
     """Step all tasks together, at random: few processes for many environments against one process for each.
 
-    The latter is gymnasium's AsyncVectorEnv. All of them live at once and take turns, with the same actions.
+    The latter is gymnasium's AsyncVectorEnv. All of them live at once and take turns, with the same actions. If memory
+    is too small for that (--count), ours step all tasks before, alone.
     """
 
     tasks: str = "all"
     """which ones"""
     count: int = 0
-    """take only so many of them, evenly spread: a process for each needs 100 MB, or 500 with ManiSkill; 0: all"""
+    """so many of them, evenly spread, get a process each, which takes 100 MB or more; 0: all"""
     workers: tuple[int, ...] = (1, 2)
     """processes of our vector environment, one measurement for each of these numbers"""
     start: Literal["fork", "spawn"] = "fork"
@@ -264,14 +265,22 @@ def main_vector(cfg: VectorBench) -> None:
     if not 0 <= cfg.count <= len(names):
         raise ValueError(f"count must be from 0 to {len(names)}, the number of tasks; got {cfg.count}")
     n = cfg.count or len(names)
-    names, random = [names[i * len(names) // n] for i in range(n)], np.random.default_rng(0)
     torch.set_num_threads(1)  # forked processes inherit it, and ManiSkill's would get in each other's way
     ensure_running()  # the process that watches over shared memory is nobody's worker
+    if n < len(names):
+        take_turns(cfg, names, usual=False)
+    take_turns(cfg, [names[i * len(names) // n] for i in range(n)], usual=True)
+
+
+def take_turns(cfg: VectorBench, names: list[str], usual: bool) -> None:
+    """Step these tasks in our vector environments and in the usual one, in turns, and print what that took."""
+    n, random = len(names), np.random.default_rng(0)
     builds = [(f"VectorEnv, {w} worker{'s' * (w > 1)}", lambda w=w: VectorEnv(names, 0, w, OBS_DIM, ACTION_DIM), {})
               for w in cfg.workers]  # fmt: skip
-    seeds = [episode_seed(0, name, 0, 0) for name in names]  # the first episodes are the same ones, too
-    label = f"AsyncVectorEnv, {cfg.start}" + f", {cfg.concurrency} at once" * bool(cfg.concurrency)
-    builds.append((label, lambda: process_for_each(names, cfg.start, cfg.concurrency), {"seed": seeds}))
+    if usual:
+        seeds = [episode_seed(0, name, 0, 0) for name in names]  # the first episodes are the same ones, too
+        label = f"AsyncVectorEnv, {cfg.start}" + f", {cfg.concurrency} at once" * bool(cfg.concurrency)
+        builds.append((label, lambda: process_for_each(names, cfg.start, cfg.concurrency), {"seed": seeds}))
     speeds: dict[str, list[float]] = {label: [] for label, _, _ in builds}
     with ExitStack() as stack:
         stack.enter_context(memory_guard(f"Take fewer than {n} tasks, for example --count {max(1, n * 3 // 4)}"))
@@ -296,11 +305,11 @@ def main_vector(cfg: VectorBench) -> None:
         all_turns, (pss, rss) = speeds[label], sizes[label]
         row = f"{label:34}{len(processes):10}{n:7}{statistics.median(all_turns):10.0f}{min(all_turns):9.0f}"
         print(f"{row}{max(all_turns):9.0f}{built_s:12.1f}{pss:9.2f}{rss:9.2f}")
-    usual = contenders[-1].label
-    for label, *_ in contenders[:-1]:
-        faster = statistics.median(speeds[label]) / statistics.median(speeds[usual])
+    last = contenders[-1].label
+    for label, *_ in contenders[:-1] if usual else ():
+        faster = statistics.median(speeds[label]) / statistics.median(speeds[last])
         # Its PSS by our RSS: the most careful way to compare processes that share pages, also with the other side.
-        less = sizes[usual][0] / sizes[label][1]
+        less = sizes[last][0] / sizes[label][1]
         print(f"{label}: {faster:.2f} times the steps/s, {less:.1f} times less memory (its PSS by our RSS)")
 
 

@@ -89,18 +89,23 @@ def test_vector_prints_a_row_for_each_side(capsys):
 
 
 def test_vector_takes_a_count_of_the_tasks_evenly(monkeypatch):
-    taken = []
-    monkeypatch.setattr(bench, "VectorEnv", lambda names, *_: taken.append(names))
-    monkeypatch.setattr(bench, "contend", lambda label, build, reset: build() or 1 / 0)
-    for count, tasks in [(0, "all"), (50, "all"), (150, "all"), (1, "atari")]:
-        with pytest.raises(ZeroDivisionError):
-            bench.main_vector(bench.VectorBench(tasks, count))
-    every = envs.select("all")
-    assert taken[0] == every and taken[1] == every[::4] and taken[3] == envs.select("atari")[:1]
-    assert len(set(taken[2])) == 150 and taken[2] == [name for name in every if name in taken[2]]
-    assert not any({a, b}.isdisjoint(taken[2]) for a, b in zip(every, every[1:], strict=False))
+    every, taken = envs.select("all"), []
+    monkeypatch.setattr(bench, "take_turns", lambda cfg, names, usual: taken.append((names, usual)))
+    for count in (0, 200, 50, 150):
+        bench.main_vector(bench.VectorBench(count=count))
+    assert taken[:3] == [(every, True), (every, True), (every, False)] and taken[3] == (every[::4], True)
+    assert taken[4] == (every, False) and len(taken) == 6
+    names, usual = taken[5]
+    assert usual and len(set(names)) == 150 and names == [name for name in every if name in names]
+    assert not any({a, b}.isdisjoint(names) for a, b in zip(every, every[1:], strict=False))
     with pytest.raises(ValueError, match="count must be from 0 to 27"):
         bench.main_vector(bench.VectorBench("atari", 28))
+
+
+def test_vector_without_the_usual_way_makes_no_process_for_each(capsys):
+    bench.take_turns(bench.VectorBench(workers=(1,), steps=5, turns=1), TASKS, usual=False)
+    labels = [line[:34].strip() for line in capsys.readouterr().out.splitlines()]
+    assert labels[1:] == ["", "VectorEnv, 1 worker"]
 
 
 def test_overlap_prints_both_ways_and_their_parts(capsys):
