@@ -596,8 +596,9 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
             step = state.vector_step * n
             with clock("plan"):
                 if seeding:
-                    due = cfg.seed_episodes * cfg.envs_per_task
-                    seeding = distributed.any_of(min(own.episodes.get(name, 0) for name in mine) < due)
+                    due = cfg.seed_episodes * cfg.envs_per_task  # lost ones count: one bad simulator holds up nobody
+                    had = min(own.episodes.get(name, 0) + own.dropped.get(name, 0) for name in mine)
+                    seeding = distributed.any_of(had < due or not online.episodes)
                 if seeding and not trained:
                     action = torch.rand(len(names), agent.cfg.action_dim, generator=own.sampler) * 2 - 1
                     action = action.to(device) * mask

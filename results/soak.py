@@ -72,10 +72,12 @@ def main(cfg: Soak) -> None:
     finished, dropped = sum(own["episodes"].values()), sum(own["dropped"].values())
     minutes, memory = np.array(seen).T
     late = minutes > minutes[-1] * 1 / 3  # the last 20 of 30 minutes
-    rates = [line["time/steps_per_s"] for line in map(json.loads, log.open()) if "time/steps_per_s" in line]
+    learned = [line for line in map(json.loads, log.open()) if "time/steps_per_s" in line]
+    rates, updates = [line["time/steps_per_s"] for line in learned], max(line["train/updates"] for line in learned)
     grown = np.median(memory[late][-20:]) / np.median(memory[late][:20]) - 1
     print(
-        f"{kills} workers killed in {cfg.minutes:g} minutes; {int(newest.name)} steps, median {np.median(rates):.0f}/s"
+        f"{kills} workers killed in {cfg.minutes:g} minutes; {int(newest.name)} steps, {np.median(rates):.0f}/s, "
+        f"{updates:.0f} updates"
     )
     print(f"episodes finished {finished}, stored {own['buffer_episodes']}, lost {dropped}")
     print(f"learner {memory[late][0]:.0f} MB after a third of the time, {memory[-1]:.0f} MB at the end: {grown:+.1%}")

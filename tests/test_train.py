@@ -462,6 +462,45 @@ def test_training_goes_on_when_simulators_are_lost(tmp_path):
     assert '"train/mw-reach/dropped": 1' in log.read_text()
 
 
+FRAGILE = """
+from pathlib import Path
+import gymnasium as gym
+import numpy as np
+
+class Fragile(gym.Env):
+    episode_length = 200
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        if self.t == 150 and Path("cut/checkpoints/0").exists() and not Path("failed").exists():
+            Path("failed").touch()
+            raise ArithmeticError("the simulator exploded")
+        return np.full(3, self.t / 200, np.float32), 1.0, False, False, {}
+
+def make(render_mode=None):
+    return Fragile()
+"""
+
+
+def test_a_lost_first_episode_does_not_hold_up_learning(tmp_path):
+    """One task finishes episodes of 100 steps; the other loses its first in step 150, and its second lasts on."""
+    words = "--folder cut --tasks mw-reach,fragile:make --demos none --steps 300 --eval-every 300".split()
+    options = command(tmp_path, *SMALL, *words)
+    (tmp_path / "site" / "fragile.py").write_text(FRAGILE)
+    done = subprocess.run(**options, capture_output=True)
+    assert done.returncode == 0 and "fragile:make: ArithmeticError: the simulator exploded" in done.stderr, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    updates = [(line["step"], line["train/updates"]) for line in lines if "train/updates" in line]
+    assert 2 * 150 <= updates[0][0] < 2 * 175
+    assert updates[-1][1] == 30  # a tenth of the 2 * 150 steps that were left
+
+
 def test_every_line_of_metrics_says_where_the_time_went(finished):
     lines = [json.loads(line) for line in (finished[0] / "whole" / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "loss/model" in line]
