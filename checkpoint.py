@@ -16,8 +16,10 @@ Test: pytest tests/test_train.py -k "resume or disk"
 import json
 import os
 import shutil
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import BinaryIO
 
 import safetensors
 import torch
@@ -26,6 +28,9 @@ import distributed
 import newt
 from buffer import Buffer, write_atomically
 from distributed import World
+
+if os.name == "posix":
+    import fcntl
 
 KEEP = 2  # checkpoints
 
@@ -77,6 +82,9 @@ def require_empty(folder: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{folder} holds files that are not a run; choose another folder with --folder")
     if not overwrite:
         raise FileExistsError(f"{folder} already holds a run; --resume {folder} continues it, --overwrite replaces it")
+    if (log := folder / "metrics.jsonl").is_file():
+        with open(log, "ab") as file:
+            claim(file)
 
 
 def start(folder: Path, config: dict) -> None:
@@ -84,9 +92,32 @@ def start(folder: Path, config: dict) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     (folder / "checkpoints").mkdir(parents=True)
+    write_config(folder, config)
+
+
+def as_stored(config: dict) -> dict:
+    """Settings as reading them back gives them: paths as words, tuples as lists."""
+    return json.loads(json.dumps(config, default=str))
+
+
+def write_config(folder: Path, config: dict) -> None:
     temporary = folder / "config.json.tmp"
     temporary.write_text(json.dumps(config, indent=1, default=str))
     os.replace(temporary, folder / "config.json")
+
+
+def claim(file: BinaryIO) -> None:
+    """Keep other processes off a run, for as long as this file of it is open. ValueError, one line, if one is on it.
+
+    Two would drop each other's replay. The claim ends with the process, however that ends; Windows has no such lock.
+    """
+    if os.name == "posix":
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is at work in {Path(file.name).parent}") from None
+        except OSError as error:  # some network file systems
+            print(f"can't make sure that nobody else works in {Path(file.name).parent}: {error}", file=sys.stderr)
 
 
 def _order(path: Path) -> tuple[int, int]:
@@ -120,7 +151,8 @@ def save(
     temporary, path = folder / "checkpoints" / f".{name}", folder / "checkpoints" / name
     there = path.exists()  # a run that was resumed here: replacing it would leave a moment without it
     if world.rank == 0 and not there:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed while writing it
+        for stale in path.parent.glob(".*"):  # of a run that was killed while writing it
+            shutil.rmtree(stale)
         temporary.mkdir()
     if any(distributed.gather(there)):
         return

@@ -23,6 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+STEP_TIMEOUT = timedelta(minutes=30)
+_STEP: dist.ProcessGroup | None = None  # everyone, with the short timeout
+
 
 class World(NamedTuple):
     """Which process this is, and how many there are: in all, and on this machine."""
@@ -36,9 +39,12 @@ class World(NamedTuple):
 def join() -> World:
     """Meet the other processes that torchrun started. NCCL between GPUs, gloo on CPUs.
 
-    The long timeout is for those who wait while rank 0 makes demonstrations, or while another one's tasks take longer
-    to evaluate. A process that died is noticed at once, as its connections close.
+    A process that died is noticed at once, as its connections close; a machine that vanished or stands still, after a
+    timeout. The long one is for those who wait while rank 0 makes demonstrations, or while another one's tasks take
+    longer to evaluate: all that is waited for in `gather`. In the other calls nobody is late by more than the time in
+    which simulators are replaced.
     """
+    global _STEP
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if not all(name in os.environ for name in names):
         return World()
@@ -53,6 +59,7 @@ def join() -> World:
             dist.init_process_group(
                 backend, timeout=timedelta(hours=12), store=store, rank=world.rank, world_size=world.size
             )
+            _STEP = dist.new_group(backend=backend, timeout=STEP_TIMEOUT)
     return world
 
 
@@ -119,7 +126,7 @@ def average(tensors: list[Tensor]) -> None:
         return
     flat = torch.cat([x.reshape(-1) for x in tensors])
     with _lost():
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=_STEP)
     flat /= dist.get_world_size()
     parts = flat.split([x.numel() for x in tensors])
     torch._foreach_copy_(tensors, [part.view_as(x) for part, x in zip(parts, tensors, strict=True)])
@@ -131,7 +138,7 @@ def any_of(flag: bool) -> bool:
         return flag
     told = torch.tensor([float(flag)])  # on the CPU: asking must not wait for the GPU
     with _lost():
-        dist.all_reduce(told)
+        dist.all_reduce(told, group=_STEP)
     return bool(told)
 
 

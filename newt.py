@@ -411,7 +411,7 @@ def update(
     agent.pi_optim.param_groups[0]["lr"] = cfg.lr * lr_scale
 
     loss, zs, metrics = model_loss(cfg, params, batch, task, agent.discount[batch.task], noise, phase)
-    metrics["train/grad_norm"] = _descend(agent.model_optim, loss, cfg.grad_clip, list(metrics.values()))
+    metrics["train/grad_norm"] = _descend(agent.model_optim, loss, cfg.grad_clip, list(metrics.values()), world)
     targets = [name for name in params if name.startswith("q_target.")]
     with torch.no_grad():
         online = [params[name.replace("q_target.", "q.", 1)] for name in targets]
@@ -427,18 +427,19 @@ def update(
         # The scale needs the values of the whole batch: each process fills its own part, and the mean collects them.
         q = torch.zeros(size * world, device=batch.obs.device)
         q[mine] = pi_metrics.pop("q") * world
-        norm = _descend(agent.pi_optim, loss, cfg.grad_clip, [q, *pi_metrics.values()])
+        norm = _descend(agent.pi_optim, loss, cfg.grad_clip, [q, *pi_metrics.values()], world)
         agent.q_scale = update_scale(agent.q_scale, q, cfg.tau)
         metrics |= pi_metrics | {"train/pi_grad_norm": norm}
     return metrics | {"train/q_scale": agent.q_scale}
 
 
-def _descend(optim: torch.optim.Optimizer, loss: Tensor, clip: float, also: list[Tensor]) -> Tensor:
+def _descend(optim: torch.optim.Optimizer, loss: Tensor, clip: float, also: list[Tensor], world: int) -> Tensor:
     """One step of an optimiser -> norm of the gradient. `also` is averaged over processes in the same message."""
     weights = [value for group in optim.param_groups for value in group["params"]]
     optim.zero_grad(set_to_none=True)
     loss.backward()
-    distributed.average([value.grad for value in weights if value.grad is not None] + also)
+    if world > 1:  # a timed update of one process alone must not wait for the others
+        distributed.average([value.grad for value in weights if value.grad is not None] + also)
     norm = torch.nn.utils.clip_grad_norm_(weights, clip)
     if not (loss.detach() + norm).isfinite():  # waits for a GPU, once per step: a bad one could not be taken back
         raise FloatingPointError(f"loss {float(loss.detach()):g} or its gradient's norm {float(norm):g}")

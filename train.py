@@ -320,19 +320,21 @@ class Log:
     `note` keeps a line until the next `write`, which all processes call: it also collects the notes of the others.
     """
 
-    def __init__(self, folder: Path, size: int, world: World):
+    def __init__(self, folder: Path, size: int, step: int, world: World):
         self.notes: list[tuple[int, dict]] = []
         self.writes = world.rank == 0
         if self.writes:
             self.file = open(folder / "metrics.jsonl", "ab")
-            self.file.truncate(size)  # a resumed run drops what was written after its checkpoint
+            checkpoint.claim(self.file)
+            self.file.truncate(size)  # a resumed run drops what was written after its checkpoint, here and there
             self.file.seek(0, 2)
-            self.board = SummaryWriter(str(folder))
+            self.board = SummaryWriter(str(folder), purge_step=step + 1 if size else None)
 
     def note(self, step: int, **values: float) -> None:
         self.notes.append((step, {name: float(value) for name, value in values.items()}))
 
-    def write(self, step: int, **values: float) -> None:
+    def write(self, step: int, durable: bool = False, **values: float) -> None:
+        """durable: it must be on the disk before a checkpoint that says how long the file is."""
         everyone = distributed.gather(self.notes)
         self.notes = []
         if not self.writes:
@@ -345,6 +347,8 @@ class Log:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
         self.file.flush()
+        if durable:
+            os.fsync(self.file.fileno())
 
     @property
     def size(self) -> int:
@@ -352,9 +356,13 @@ class Log:
 
 
 class Clock:
-    """Where the wall time goes: `with clock("plan"): ...`, and the shares since the last look."""
+    """Where the wall time goes: `with clock("plan"): ...`, and the shares since the last look.
+
+    Waiting for slower processes counts as what it was that needed them: mostly "update".
+    """
 
     def __init__(self):
+        self.looked: dict[str, float] = {}
         self.restart()
 
     def restart(self) -> None:
@@ -367,7 +375,12 @@ class Clock:
         self.spent[what] += time.perf_counter() - before
 
     def look(self, unit: str, left: float) -> dict[str, float]:
-        """Shares of the wall time, speed and hours for what is left of what `done` counts; resident memory in GB."""
+        """Shares of the wall time, speed and hours for what is left of what `done` counts; resident memory in GB.
+
+        With nothing done since the last look, what that one said: several lines may fall into one step.
+        """
+        if not self.done and self.looked:
+            return self.looked
         wall = time.perf_counter() - self.start
         rate = self.done / wall
         program = psutil.Process()
@@ -378,7 +391,8 @@ class Clock:
         shares = {f"time/{what}": self.spent[what] / wall for what in ("plan", "update", "wait", "log")}
         memory = {"memory/learner_gb": program.memory_info().rss / 1e9, "memory/workers_gb": sum(sizes) / 1e9}
         self.restart()
-        return shares | {f"time/{unit}_per_s": rate, "time/hours_left": left / max(rate, 1e-9) / 3600} | memory
+        self.looked = {**shares, f"time/{unit}_per_s": rate, "time/hours_left": left / max(rate, 1e-9) / 3600, **memory}
+        return self.looked
 
 
 class Interruption:
@@ -415,11 +429,12 @@ def main(cfg: Train) -> None:
     try:
         world = distributed.join()
         # torchrun starts all processes again with the same words after one was lost, which means: go on. Only the
-        # machine that lost it counts a restart.
+        # machine that lost it counts a restart. A run with other settings in the folder is not the one that was lost.
         again = distributed.any_of(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
         folder = run_folder(cfg.folder, cfg.tasks)
         if again and not cfg.resume and (folder / "config.json").is_file():
-            cfg = parse(["--resume", str(folder)])
+            if checkpoint.read_config(folder) == checkpoint.as_stored(asdict(cfg)):
+                cfg = parse(["--resume", str(folder)])
         run(cfg, world, interruption)
     except FloatingPointError as error:
         folder = run_folder(cfg.folder, cfg.tasks)
@@ -504,7 +519,9 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
             checkpoint.start(folder, asdict(replace(cfg, resume=None)))
         distributed.gather(None)
         fill(online, files, tasks, cfg.demo_episodes)
-    log, clock = Log(folder, state.log_size, world), Clock()
+    log, clock = Log(folder, state.log_size, state.vector_step * n, world), Clock()
+    if resumed and speaks:  # the next --resume, without words, must not end where this run was first to end
+        checkpoint.write_config(folder, {**checkpoint.read_config(folder), "steps": cfg.steps})
 
     def learn(phase: newt.Phase) -> dict:
         source = (demo, online) if phase == "online" else (demo, None)
@@ -527,7 +544,7 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
         return {task: [tuple(e) for e in rows] for task, rows in played.items()}
 
     def save(name: str) -> None:
-        log.write(state.vector_step * n)
+        log.write(state.vector_step * n, durable=True)
         state.log_size = log.size
         checkpoint.save(folder, name, agent, state, own, online, state.vector_step * n, world)
 
@@ -610,6 +627,8 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
             vector.send(action)
 
             # ---- learn while the simulators step
+            if seeding and clock.done >= cfg.log_every * n:
+                log.write(step, **clock.look("steps", (cfg.steps - state.vector_step) * n))
             if not seeding:
                 state.learning_steps += n
                 while state.updates < int(cfg.utd * state.learning_steps):

@@ -11,8 +11,8 @@ once; the observation it ended with is kept in `final_obs`.
 
 Seeds: the k-th episode of a task's c-th copy starts from SeedSequence([seed, crc32(name), c, k]), so it depends neither
 on the other tasks nor on how the work is shared out. Workers are fresh interpreters (spawn): a simulator's threads and
-OpenGL do not survive a fork. Nothing outlives the program: a worker ends when its pipe closes, which even kill -9 of
-the program does, and the shared memory is a file without a name, whose descriptor the workers inherit.
+OpenGL do not survive a fork. Nothing outlives the program: a worker ends when its pipe closes, or with its parent, even
+by kill -9, and the shared memory is a file without a name, whose descriptor the workers inherit.
 
 Faults: an environment that raises or gives numbers that are not finite is made anew by its worker; a worker that dies
 or stays silent is replaced, with all its environments. What was begun is lost (`Step.dropped`), the next episode begins
@@ -105,6 +105,7 @@ def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode) ->
     Messages: ("ready?",), ("reset", [n episode numbers]), ("step",), ("render", i). Answers: ("ok", frame or None,
     [(i, traceback) of each environment that failed and was made anew]), or ("error", traceback) and the end.
     """
+    end_with_parent()  # also in the middle of a step that never ends
     views, made, dims, episode, faults = _views(memory, *sizes), {}, {}, {}, []
     copy = {i: tasks[:i].count(tasks[i]) for i in share}
 
@@ -200,7 +201,7 @@ def light_spawn():
 
 
 def end_with_parent() -> None:
-    """First call in each process of a pool: one whose parent was killed would wait for work for ever."""
+    """First call in a child process: one whose parent was killed would wait for work, or be busy with it, for ever."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

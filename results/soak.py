@@ -3,16 +3,20 @@
     python results/soak.py --minutes 30                          -> results/soak.png, and what it found, as text
 
 Runs train.py on all 200 tasks without demonstrations, watches the resident memory of the learner, and ends it with
-SIGTERM. The checkpoint that this writes must hold exactly the episodes that ended: the counters of finished episodes,
-which the loop keeps, against the buffer's own, which also counts what was evicted. Lost ones are counted beside them.
+SIGTERM. Then the books must balance: episodes stored, by the buffer's count of all that were ever added, are those that
+finished; those dropped are as many as the simulators reported when they were lost; and each task has finished as many
+as its steps allow, less at most one for each that it lost. The replay buffer is small: it must be full, and evict,
+before a third of the time is over, since memory that is written for the first time counts as growth.
 """
 
 import json
 import random
+import re
 import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +29,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import checkpoint
+import envs
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,53 +51,72 @@ class Soak:
 def main(cfg: Soak) -> None:
     words = f"--tasks {cfg.tasks} --folder {cfg.folder} --preset laptop --demos none --seed-episodes 1 --utd 0.02 "
     words += "--steps 1000000 --eval-every 1000000 --final-episodes 1 --log-every 10 --num-samples 16 --num-elites 4 "
-    words += "--num-pi 2 --iterations 1 --buffer-steps 200000"
+    words += "--num-pi 2 --iterations 1 --buffer-steps 20000"
     said = tempfile.TemporaryFile("w+")  # not a pipe: a full one would stop the training
     training = psutil.Popen([sys.executable, ROOT / "train.py", *words.split()], stderr=said)
-    log = cfg.folder / "metrics.jsonl"
-    while not (cfg.folder / "checkpoints" / "0").exists() or len(workers_of(training)) == 0:  # the random policy first
-        if training.poll() is not None:
-            raise RuntimeError(f"the training ended: {last_words(said)}")
-        time.sleep(1)
-    begin, kills, seen = time.monotonic(), 0, []
-    with tqdm(total=int(cfg.minutes * 60), unit="s", desc="soak") as bar:
-        while (now := time.monotonic() - begin) < cfg.minutes * 60:
-            if now > (kills + 1) * cfg.every:
-                random.choice(workers_of(training)).kill()
-                kills += 1
-            seen.append((now / 60, training.memory_info().rss / 1e6))
-            bar.update(int(now) - bar.n)
-            time.sleep(5)
-    training.send_signal(signal.SIGTERM)
-    assert training.wait(600) == 128 + signal.SIGTERM, last_words(said)
+    try:
+        kills, seen = torment(training, cfg)
+        training.send_signal(signal.SIGTERM)
+        assert training.wait(600) == 128 + signal.SIGTERM, words_of(said)[-1000:]
+    finally:
+        if training.poll() is None:
+            training.kill()  # its simulators end with it
 
     newest = checkpoint.complete(cfg.folder)[-1]
     with safetensors.safe_open(newest / "rank-0.safetensors", "pt") as file:
         own = json.loads(file.metadata()["newt_rank"])
-    finished, dropped = sum(own["episodes"].values()), sum(own["dropped"].values())
+    tasks = envs.select(cfg.tasks)
+    finished, dropped = ({name: own[what].get(name, 0) for name in tasks} for what in ("episodes", "dropped"))
+    reported = sum(map(int, re.findall(r"; (\d+) unfinished episodes? dropped", words_of(said))))
+    steps = int(newest.name) // len(tasks)
+    allowed = {name: steps // envs.TASKS[name].episode_length for name in tasks}
     minutes, memory = np.array(seen).T
     late = minutes > minutes[-1] * 1 / 3  # the last 20 of 30 minutes
-    learned = [line for line in map(json.loads, log.open()) if "time/steps_per_s" in line]
-    rates, updates = [line["time/steps_per_s"] for line in learned], max(line["train/updates"] for line in learned)
+    lines = [line for line in map(json.loads, (cfg.folder / "metrics.jsonl").open()) if "train/updates" in line]
     grown = np.median(memory[late][-20:]) / np.median(memory[late][:20]) - 1
-    print(
-        f"{kills} workers killed in {cfg.minutes:g} minutes; {int(newest.name)} steps, {np.median(rates):.0f}/s, "
-        f"{updates:.0f} updates"
-    )
-    print(f"episodes finished {finished}, stored {own['buffer_episodes']}, lost {dropped}")
+    print(f"{kills} workers killed in {cfg.minutes:g} minutes; {steps} steps of {len(tasks)} tasks, "
+          f"{lines[-1]['train/updates']:.0f} updates")  # fmt: skip
+    print(f"episodes finished {sum(finished.values())}, stored {own['buffer_episodes']}; "
+          f"dropped {sum(dropped.values())}, reported {reported}; "
+          f"had nothing been lost: {sum(allowed.values())} finished")  # fmt: skip
     print(f"learner {memory[late][0]:.0f} MB after a third of the time, {memory[-1]:.0f} MB at the end: {grown:+.1%}")
     draw(minutes, memory, Path(__file__).with_name("soak.png"))
-    assert finished == own["buffer_episodes"] and grown < 0.02
+    assert sum(finished.values()) == own["buffer_episodes"] and sum(dropped.values()) == reported > 0
+    assert all(allowed[name] - dropped[name] <= finished[name] <= allowed[name] for name in tasks)
+    assert grown < 0.02
 
 
-def last_words(file) -> str:
+def torment(training: psutil.Popen, cfg: Soak) -> tuple[int, list[tuple[float, float]]]:
+    """Kill workers until the time is over -> how many; [(minutes, resident MB of the learner)]."""
+    while not (cfg.folder / "checkpoints" / "0").exists() or not workers_of(training):  # the random policy first
+        if training.poll() is not None:
+            raise RuntimeError("the training ended before its first step; run it alone to see why")
+        time.sleep(1)
+    begin, kills, seen = time.monotonic(), 0, []
+    with tqdm(total=int(cfg.minutes * 60), unit="s", desc="soak") as bar:
+        while (now := time.monotonic() - begin) < cfg.minutes * 60:
+            if now > (kills + 1) * cfg.every and (workers := workers_of(training)):
+                random.choice(workers).kill()
+                kills += 1
+            seen.append((now / 60, training.memory_info().rss / 1e6))
+            bar.update(int(now) - bar.n)
+            time.sleep(5)
+    return kills, seen
+
+
+def words_of(file) -> str:
     file.seek(0)
-    return file.read()[-1000:]
+    return file.read()
 
 
 def workers_of(training: psutil.Process) -> list[psutil.Process]:
     """Python's spawned processes, less its own resource tracker."""
-    return [child for child in training.children() if "spawn_main" in " ".join(child.cmdline())]
+    found = []
+    for child in training.children():
+        with suppress(psutil.NoSuchProcess):  # it ended just now
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def draw(minutes: np.ndarray, memory: np.ndarray, path: Path) -> None:

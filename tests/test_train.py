@@ -117,7 +117,7 @@ def assert_same_run(one: Path, other: Path, ranks: int = 1) -> None:
             config = json.loads((run / "config.json").read_text())
             online = Buffer(config["buffer_steps"] // ranks, config["agent"]["obs_dim"], config["agent"]["action_dim"])
             online.load(run / "buffer" / f"rank-{rank}", counts["buffer_first"], counts["buffer_episodes"])
-            batch = online.sample(1000, 1, torch.Generator().manual_seed(0), by="step")
+            batch = online.sample(50_000, 1, torch.Generator().manual_seed(0), by="step")  # each step several times
             content.append((online.steps, online.episodes, *batch))
         assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(*content, strict=True))
     plain = [
@@ -148,10 +148,9 @@ def test_killed_run_resumes_bit_for_bit(finished, tmp_path):
 
 def test_workers_do_not_outlive_a_kill(finished, tmp_path):
     process = subprocess.Popen(**command(tmp_path, *SMALL, "--folder", "cut"), stdout=-3, stderr=-3)
-    children = set()
-    while not children and process.poll() is None:
-        time.sleep(0.05)
-        children = set(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    wait_for(process, (tmp_path / "cut" / "checkpoints" / "100").exists)
+    children = set(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    assert any("spawn_main" in Path(f"/proc/{child}/cmdline").read_text() for child in children)
     process.kill()
     process.wait()
     deadline = time.monotonic() + 10
@@ -283,6 +282,53 @@ def test_resume_does_not_change_settings(finished, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert stopped.value.code == 2 and "can't change utd" in err and err.count("\n") == 1
     assert snapshot(finished[0] / "whole") == before
+
+
+def test_resume_remembers_more_steps(finished, tmp_path, monkeypatch):
+    """A run that is continued for longer, and stopped again, goes on to where it was told to go."""
+    shutil.copytree(finished[0] / "whole", tmp_path / "whole")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished[0] / "demos", tmp_path / "demos")
+    train.main(train.parse(["--resume", "whole", "--steps", "330"]))
+    assert train.parse(["--resume", "whole"]).steps == 330
+    assert [path.name for path in checkpoint.complete(tmp_path / "whole")] == ["320", "330"]
+
+
+def test_restart_by_torchrun_goes_on_with_its_own_run_only(finished, tmp_path, monkeypatch, capsys):
+    """It starts all processes again with the same words; what lies in the folder may be somebody else's."""
+    shutil.copytree(finished[0] / "whole", tmp_path / "whole")
+    shutil.copytree(finished[0] / "demos", tmp_path / "demos")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    kept = snapshot(tmp_path / "whole")
+    with pytest.raises(SystemExit) as stopped:
+        evaluation.run(lambda: train.main(train.parse([*SMALL, "--folder", "whole", "--seed", "1"])))
+    assert stopped.value.code == 2 and "already holds a run" in capsys.readouterr().err
+    assert snapshot(tmp_path / "whole") == kept
+    for _ in range(2):  # and with it again
+        train.main(train.parse([*SMALL, "--folder", "whole"]))
+    assert checkpoint.complete(tmp_path / "whole")[-1].name == "320"
+
+
+def test_two_programs_never_work_in_one_folder(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished[0] / "whole", tmp_path / "whole")
+    shutil.copytree(finished[0] / "demos", tmp_path / "demos")
+    monkeypatch.chdir(tmp_path)
+    hold = (
+        "import checkpoint, sys, time; f = open('whole/metrics.jsonl', 'ab'); checkpoint.claim(f); print(flush=True);"
+    )
+    other = subprocess.Popen([sys.executable, "-c", hold + "time.sleep(100)"], stdout=subprocess.PIPE,
+                             env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    other.stdout.readline()
+    kept = snapshot(tmp_path / "whole")
+    for words in (["--resume", "whole", "--steps", "500"], [*SMALL, "--folder", "whole", "--overwrite"]):
+        with pytest.raises(SystemExit) as stopped:
+            evaluation.run(lambda words=words: train.main(train.parse(words)))
+        assert stopped.value.code == 2 and "another process is at work in whole" in capsys.readouterr().err
+        assert snapshot(tmp_path / "whole") == kept
+    other.kill()
+    other.wait()
+    train.main(train.parse(["--resume", "whole"]))  # nothing is left of the claim
 
 
 def test_demonstrations_of_some_tasks(tmp_path, monkeypatch):
@@ -536,9 +582,10 @@ def test_killed_at_five_random_moments(tmp_path):
     assert done.returncode == 0, done.stderr
     kills, words = 0, [*FOUR, "--folder", "cut"]
     while kills < 5:
+        before = set((cut / "checkpoints").glob(".*"))
         process = start(tmp_path, *words)
         if kills == 2:  # a hidden folder is a checkpoint in the making
-            wait_for(process, lambda: any((cut / "checkpoints").glob(".*")), 300)
+            wait_for(process, lambda before=before: set((cut / "checkpoints").glob(".*")) - before, 300)
         else:
             time.sleep(random.uniform(0.2, 0.35) * took)
         os.killpg(process.pid, signal.SIGKILL)
@@ -550,6 +597,21 @@ def test_killed_at_five_random_moments(tmp_path):
     done = subprocess.run(**command(tmp_path, *words), capture_output=True)
     assert done.returncode == 0, done.stderr
     assert_same_run(cut, whole)
+
+
+def test_estimate_says_nothing_to_other_processes(monkeypatch):
+    """Only rank 0 estimates what the published preset would take: the others wouldn't answer."""
+    monkeypatch.setattr(train.distributed, "average", lambda tensors: 1 / 0)
+    cfg = train.LAPTOP
+    agent = newt.create(cfg.agent, ["a"], torch.zeros(1, cfg.agent.task_dim), [2], [0.9])
+    assert train.estimate(agent, cfg) > 0
+
+
+def test_several_lines_of_one_step_say_the_same_speed():
+    clock = train.Clock()
+    clock.done = 5
+    one = clock.look("steps", 100)
+    assert one["time/steps_per_s"] > 0 and clock.look("steps", 100) == one
 
 
 def test_estimate_grows_with_the_work():

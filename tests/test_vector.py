@@ -485,8 +485,11 @@ import torch
 import numpy as np
 from envs.vector import VectorEnv
 from test_vector import make
-v = VectorEnv(["slow-999", "spy-9"], 0, 2, 5, 4, make=make)
+stuck = "stuck" in sys.argv
+v = VectorEnv(["hangs-999" if stuck else "slow-999", "spy-9"], 0, 2, 5, 4, make=make)
 torch_loaded = int(v.reset()[1, 0])
+if stuck:
+    v.step(np.zeros((2, 4), np.float32))  # the next one hangs
 v.send(np.zeros((2, 4), np.float32))
 print(torch_loaded, *(process.pid for process in v._processes.values()), flush=True)
 if "return" in sys.argv:
@@ -508,7 +511,7 @@ def gone(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"  # not reaped
 
 
-@pytest.mark.parametrize("how", ["ctrl-c", "kill", "return"])
+@pytest.mark.parametrize("how", ["ctrl-c", "kill", "stuck", "return"])
 def test_workers_are_light_and_end_with_the_program(how, tmp_path, request):
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "temporary").mkdir()
@@ -528,12 +531,12 @@ def test_workers_are_light_and_end_with_the_program(how, tmp_path, request):
         assert len(shared) == 2 and all(line.endswith("(deleted)") for line in shared)
     if how == "ctrl-c":
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the program and to its workers
-    if how == "kill":
+    if how in ("kill", "stuck"):
         process.kill()
     if how == "return":
         for pid in workers:  # as some launchers do, to every process; only the program decides what it means
             os.kill(int(pid), signal.SIGTERM)
-    _, errors = process.communicate("go on\n", timeout=90)  # ends when the last process that could write has ended
+    _, errors = process.communicate("go on\n", timeout=30)  # ends when the last process that could write has ended
     assert errors.count("Traceback") == (how == "ctrl-c") and "leaked" not in errors  # workers have nothing to say
     assert errors == "" or how == "ctrl-c"
     end = time.monotonic() + 10
