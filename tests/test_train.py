@@ -453,7 +453,7 @@ def test_signals_write_a_checkpoint(number, moment, tmp_path):
     process = start(tmp_path, *SMALL, "--folder", "cut", *words.split())
     run, log = tmp_path / "cut", tmp_path / "cut" / "metrics.jsonl"
     if online:
-        wait_for(process, lambda: log.is_file() and "time/steps_per_s" in log.read_text())
+        wait_for(process, lambda: log.is_file() and "train/updates" in log.read_text())
     else:
         wait_for(process, lambda: (run / "checkpoints" / "pretrain-8").exists())
     before = {path.name for path in checkpoint.complete(run)}
@@ -497,7 +497,7 @@ def test_full_disk(tmp_path):
 def test_training_goes_on_when_simulators_are_lost(tmp_path):
     process = start(tmp_path, *SMALL, "--folder", "cut", "--steps", "1500", "--eval-every", "1500")
     run, log = tmp_path / "cut", tmp_path / "cut" / "metrics.jsonl"
-    wait_for(process, lambda: log.is_file() and "time/steps_per_s" in log.read_text())
+    wait_for(process, lambda: log.is_file() and "train/updates" in log.read_text())
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(int(workers[-1]), signal.SIGKILL)
