@@ -1,11 +1,12 @@
 """Demonstrations, from the command line: make, list, play and check them.
 
-    python demos.py make --tasks all --episodes 10 --out demos/     hours; finished episodes are never made twice
+    python demos.py make --tasks all --out demos/                   minutes, where they are recorded
     python demos.py list demos/                                     what there is, and for which tasks there is nothing
     python demos.py play demos/walker-walk.safetensors              a film of an episode, by playing it again
     python demos.py check demos/                                    do the simulators here still give those rewards?
+    python demos.py pack demos/                                     record them, for everybody: recordings/
 
-Who acts (`--source`), what is kept and how it is made: experts.py. The files: demo_format.py.
+Who acts (`--source`), what is kept and how it is made: experts.py. The files: demo_format.py, recordings.py.
 Test: pytest tests/test_demos.py
 """
 
@@ -20,6 +21,7 @@ import tyro
 
 import envs
 import experts
+import recordings
 from demo_format import episode, join, load
 from envs.browse import film, in_processes
 
@@ -57,7 +59,8 @@ class Make:
     out: Path = Path("demos")
     """folder to write to"""
     source: Literal["auto"] | experts.Source = "auto"
-    """who acts; auto: the first of script, plan and search that the task has"""
+    """who acts; auto: what is recorded, then a script, and where nothing is recorded also plan or search (hours);
+    a source by its name goes on where its own recording ends"""
     ckpt: Path | None = None
     """agent.safetensors that acts, for --source agent"""
     minutes_per_task: float = 0
@@ -100,6 +103,20 @@ class Check:
     """processes; 0: one per core"""
 
 
+@dataclass(frozen=True)
+class Pack:
+    """Record what a folder of demonstrations holds, as seeds and actions; recordings of other tasks stay."""
+
+    folder: tyro.conf.Positional[Path] = Path("demos")
+    """folder with one file per task"""
+    out: Path = recordings.FOLDER
+    """folder to write one file per suite to"""
+
+
+def main_pack(cfg: Pack) -> None:
+    print("\n".join(recordings.pack(cfg.folder, cfg.out)))
+
+
 def main_make(cfg: Make) -> None:
     tasks = envs.select(cfg.tasks)
     if cfg.episodes < 1:
@@ -112,7 +129,7 @@ def main_make(cfg: Make) -> None:
         unknown = sorted(set(tasks) - set(experts.agent_of(cfg.ckpt).tasks))
         if unknown:
             raise ValueError(f"{cfg.ckpt} does not know {', '.join(unknown)}")
-    without = [task for task in tasks if experts.source_of(task, cfg.source) is None]
+    without = [task for task in tasks if experts.sources_of(task, cfg.source, cfg.seed) == (None, None)]
     if len(without) == len(tasks):
         raise ValueError(f"no source of demonstrations ({cfg.source}) for {', '.join(without)}")
     if without:
@@ -197,10 +214,10 @@ def main_check(cfg: Check) -> None:
 if __name__ == "__main__":
     import demos  # by its own name: worker processes import what they are asked to run
 
-    cfg = tyro.cli(tyro.conf.OmitSubcommandPrefixes[demos.Make | demos.List | demos.Play | demos.Check])
+    cfg = tyro.cli(tyro.conf.OmitSubcommandPrefixes[demos.Make | demos.List | demos.Play | demos.Check | demos.Pack])
     mains = {demos.Make: demos.main_make, demos.List: demos.main_list, demos.Play: demos.main_play}
     try:
-        (mains | {demos.Check: demos.main_check})[type(cfg)](cfg)
+        (mains | {demos.Check: demos.main_check, demos.Pack: demos.main_pack})[type(cfg)](cfg)
     except (ValueError, ImportError, FileNotFoundError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -5,24 +5,30 @@
     search   random shooting with the emulator's own save and restore (envs/atari_search.py)
     agent    an agent of ours, only if asked for
 
+What they did is recorded (recordings.py), and playing that again costs a simulator's time only, so it comes first; a
+script goes on where a recording ends. Plans, searches and agents do so only if asked for by name: they take hours.
+
 A player is a generator, player(env, obs, number): it yields actions; `obs, info = yield action` is what came of one.
 It may read the simulator's true state but leaves no trace in it; `number`, the attempt's, is its only source of chance.
 
 Attempts are numbered, and number k of a task is always the same episode. They are judged in order: a task is done as
 soon as `episodes` of the attempts so far are accepted. Accepted is an attempt that ends with a score of at least FLOOR
 (where the score is success, that is success at the last step) and a return above 0.75 of the median of these (1.25 if
-that is negative). Imitation would learn from the others, too.
+that is negative). Imitation would learn from the others, too. A recorded episode is judged by itself, by what the
+simulator here really gives: the median is that of the recording, and what is no worse than recorded is good enough.
 
 Attempts of unfinished tasks are files with one episode: attempts/<task>/<number>.safetensors.
 Test: pytest tests/test_demos.py
 """
 
 import functools
+import hashlib
 import importlib
 import multiprocessing
 import os
 import shutil
 import time
+from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -34,9 +40,11 @@ import safetensors
 from tqdm import tqdm
 
 import envs
+import recordings
 from demo_format import FORMAT_VERSION, Demos, episode, join, load, save
 from envs import mpc
 from envs.vector import end_with_parent, light_spawn
+from recordings import Recording
 
 FLOOR = 0.3  # of the score
 SCRIPTS = {  # how names of tasks begin -> module with their player(env, obs, number)
@@ -76,6 +84,20 @@ def source_of(task: str, wanted: str = "auto") -> Source | None:
     return next((source for source in has if has[source] and wanted in ("auto", source)), None)
 
 
+def sources_of(task: str, wanted: str = "auto", seed: int = 0) -> tuple[Recording | None, Source | None]:
+    """(what is played again, who goes on after that), either may be None.
+
+    A source that is wanted by name goes on where the recording ends only if that is its own work.
+    """
+    recorded, own = recordings.of(task), source_of(task, wanted)
+    if recorded is None or own is None:
+        return (recorded if wanted == "auto" else None), own
+    if wanted == "auto":
+        return recorded, own if own == "script" else None
+    made_by = (recorded.meta.get("source"), recorded.meta.get("settings"), recorded.meta.get("seed"))
+    return (recorded if made_by == (own, settings_of(task, own), seed) else None), own
+
+
 def module_of(task: str, source: Source) -> str:
     if source == "script":
         return SCRIPTS[max((word for word in SCRIPTS if task.startswith(word)), key=len)]
@@ -103,6 +125,12 @@ def agent_player(env, obs, number: int, ckpt: Path):
         plan = newt.act(agent, x, task, mean, first, generator=generator)
         mean, first = plan.mean, torch.zeros_like(first)
         obs, _ = yield plan.action[0, : env.action_space.shape[0]].numpy()
+
+
+def recorded_player(env, obs, number: int, actions: np.ndarray):
+    """Yields what was recorded (T, A), whatever comes of it."""
+    for action in actions:  # noqa: UP028 (what is sent to a `yield from` would go to the array)
+        yield action
 
 
 @functools.cache
@@ -138,30 +166,49 @@ def play(env, player, seed: int, number: int) -> Demos:
     return Demos(*arrays, np.array([0, len(rows)]), *ends, np.array([seed]), {})
 
 
-def attempt(task: str, number: int, source: Source, seed: int, path: Path, ckpt: Path | None = None) -> None:
-    """Play attempt `number` of a task and write it as a file with one episode."""
-    start = time.process_time()
-    if source == "agent":
-        player = functools.partial(agent_player, ckpt=ckpt)
+def attempt(
+    origin: dict, number: int, path: Path, ckpt: Path | None = None, again: tuple[int, np.ndarray] | None = None
+) -> None:
+    """Play attempt `number` of a task and write it as a file with one episode.
+
+    origin  its `provenance`
+    again   seed and actions (T, A) of a recording; without, the origin's source acts
+    """
+    start, task, source = time.process_time(), origin["task"], origin["source"]
+    if again:
+        start_seed, actions = again
+        player = functools.partial(recorded_player, actions=actions)
     else:
-        player = importlib.import_module(module_of(task, source)).player
-    start_seed = np.random.SeedSequence([seed, list(envs.TASKS).index(task), number]).generate_state(1)[0]
+        start_seed = np.random.SeedSequence([origin["seed"], list(envs.TASKS).index(task), number]).generate_state(1)[0]
+        if source == "agent":
+            player = functools.partial(agent_player, ckpt=ckpt)
+        else:
+            player = importlib.import_module(module_of(task, source)).player
     one = play(_environment(task), player, int(start_seed), number)
-    meta = provenance(task, source, seed, ckpt) | {"numbers": [number]}
-    meta["cpu_seconds"] = [round(time.process_time() - start, 2)]
-    save(path, one._replace(meta=meta))
+    spent = round(time.process_time() - start, 2)
+    save(path, one._replace(meta=origin | {"numbers": [number], "cpu_seconds": [spent]}))
 
 
-def provenance(task: str, source: Source, seed: int, ckpt: Path | None) -> dict:
+def settings_of(task: str, source: Source, ckpt: Path | None = None) -> str:
+    if source == "agent" and ckpt:  # by its content: a path says nothing elsewhere
+        return f"{ckpt.name}, sha256 {hashlib.sha256(ckpt.read_bytes()).hexdigest()}"
+    return repr(mpc.PLANS[task]) if source == "plan" else module_of(task, source)
+
+
+def provenance(task: str, source: Source, settings: str, seed: int) -> dict:
     """What an attempt depends on besides its number. Attempts with another one are made again."""
     package = envs.MAKERS.get(envs.TASKS[task].domain, ("", ""))[1].partition("[")[0]
-    settings = {"plan": repr(mpc.PLANS.get(task)), "agent": str(ckpt)}.get(source, module_of(task, source))
     packages = {name: version(name) for name in sorted({package, "mujoco", "numpy"} - {""})}
     return {"version": FORMAT_VERSION, "task": task, "source": source, "settings": settings, "seed": seed,
             "packages": packages}  # fmt: skip
 
 
 # ---- which attempts are good ----
+
+
+def enough(ret: float, median: float) -> bool:
+    """Above 0.75 of the median, 1.25 if that is negative; reached is enough where 0 is the best return: all are 0."""
+    return ret > median - 0.25 * abs(median) or ret >= median
 
 
 def accept(tried: list[Demos], episodes: int, ways: int = 1) -> list[Demos]:
@@ -173,23 +220,23 @@ def accept(tried: list[Demos], episodes: int, ways: int = 1) -> list[Demos]:
     good = [a for a in tried if a.score[0] >= FLOOR]
     returns = [[float(a.ret[0]) for a in good if a.meta["numbers"][0] % ways == way] for way in range(ways)]
     medians = [np.median(values) for values in returns if values and 5 * len(values) >= len(good)]
-    bar = max(medians, default=0.0)  # reached is enough there: where 0 is the best return, all are 0
-    return [a for a in good if a.ret[0] > bar - 0.25 * abs(bar) or a.ret[0] >= bar][:episodes]
+    return [a for a in good if enough(a.ret[0], max(medians, default=0.0))][:episodes]
 
 
 @dataclass
 class Work:
-    """What is left to do for one task."""
+    """What is left to do for one task: first its recording is played, then its source goes on."""
 
     task: str
-    source: Source
+    source: Source | None
     episodes: int
     folder: Path
     seed: int
     ckpt: Path | None
+    recorded: Recording | None = None
     tried: dict[int, Demos] = field(default_factory=dict)  # finished attempts
     running: set[int] = field(default_factory=set)
-    judged: int = 0  # attempts 0..judged-1 are not enough
+    judged: int = 0  # the first so many attempts are not enough
     kept: list[Demos] = field(default_factory=list)  # of these
     deadline: float = np.inf
 
@@ -204,14 +251,30 @@ class Work:
     def file(self, number: int) -> Path:
         return self.attempts / f"{number:04}.safetensors"
 
-    @property
-    def first(self) -> int:
-        """Attempts before the bar is set: of cheap ones twice as many as wanted, so that a median means something."""
-        return self.episodes * (2 if self.source == "script" else 1)
+    @functools.cached_property
+    def numbers(self) -> list[int]:
+        """Of the recorded episodes."""
+        return self.recorded.meta["numbers"] if self.recorded else []
 
-    @property
+    def number(self, k: int) -> int:
+        """Of the k-th attempt: after the recorded ones come those that were never tried."""
+        return self.numbers[k] if k < len(self.numbers) else k - len(self.numbers) + max(self.numbers, default=-1) + 1
+
+    @functools.cached_property
     def origin(self) -> dict:
-        return provenance(self.task, self.source, self.seed, self.ckpt)
+        """Of a recording the packages here: they give what is written."""
+        if self.recorded:
+            made_by = {"source": self.source, "settings": "", "seed": 0} | self.recorded.meta
+            return provenance(self.task, *(made_by[name] for name in ("source", "settings", "seed")))
+        return provenance(self.task, self.source, settings_of(self.task, self.source, self.ckpt), self.seed)
+
+    def job(self, number: int) -> tuple:
+        """Arguments of `attempt`."""
+        if number in self.numbers:
+            e = self.numbers.index(number)
+            return self.origin, number, self.file(number), None, (int(self.recorded.seed[e]), self.recorded.actions(e))
+        origin = self.origin | {"source": self.source}  # a script may go on after another source's recording
+        return origin, number, self.file(number), self.ckpt
 
     def read(self) -> None:
         """Take up what an earlier run left: attempts, and the episodes of a file that was made for fewer."""
@@ -219,36 +282,68 @@ class Work:
         kept = [self.path] if self.path.is_file() else []
         for path in kept + sorted(self.attempts.glob("*.safetensors")):
             demo = load(path, self.task)
-            if {name: demo.meta.get(name) for name in origin} == origin:
+            same = all(demo.meta.get(name) == origin[name] for name in origin if name != "source")
+            if same and demo.meta["source"] in (origin["source"], self.source):
                 for e, number in enumerate(demo.meta["numbers"]):
                     own = {name: [demo.meta[name][e]] for name in ("numbers", "cpu_seconds")}
                     self.tried[number] = episode(demo, e)._replace(meta=origin | own)
         self.judge()
 
+    def played(self) -> dict[str, list[Demos]]:
+        """Recorded episodes that were looked at: with the recorded return to the last bit, another good one, or bad."""
+        found = {"equal": [], "differ": [], "dropped": []}
+        for e, number in enumerate(self.numbers[: self.judged]):
+            one, recorded = self.tried[number], self.recorded.ret
+            good = enough(one.ret[0], np.median(recorded)) or one.ret[0] >= recorded[e]
+            if one.score[0] < FLOOR or not good:
+                found["dropped"].append(one)
+            else:
+                found["equal" if one.ret[0] == recorded[e] else "differ"].append(one)
+        return found
+
     def accepted(self) -> list[Demos]:
         """Of the attempts that were looked at."""
-        looked_at = [self.tried[n] for n in range(self.judged)]
-        return accept(looked_at, self.episodes, ways_of(self.task, self.source))
+        dropped = {one.meta["numbers"][0] for one in self.played()["dropped"]}
+        good = [self.tried[number] for number in self.numbers[: self.judged] if number not in dropped]
+        own = [self.tried[self.number(k)] for k in range(len(self.numbers), self.judged)]
+        if own:
+            good += accept(own, self.episodes - len(good), ways_of(self.task, self.source))
+        return good[: self.episodes]
+
+    @property
+    def missing(self) -> int:
+        """Episodes that are left to the source."""
+        return max(0, self.episodes - len(self.numbers) + len(self.played()["dropped"]))
+
+    @property
+    def first(self) -> int:
+        """Attempts before the bar is set: of cheap ones twice as many as wanted, so that a median means something."""
+        return len(self.numbers) + self.missing * (2 if self.source == "script" else 1)
 
     def judge(self) -> None:
         """Look at the attempts in order, one more at a time, as if nothing ran beside each other."""
-        while len(self.kept) < self.episodes and self.judged in self.tried and self.judged < self.limit:
+        while len(self.kept) < self.episodes and self.number(self.judged) in self.tried and self.judged < self.limit:
             self.judged += 1
-            if self.judged >= self.first:
+            if self.judged <= len(self.numbers) or self.judged >= self.first:
                 self.kept = self.accepted()
 
     @property
     def limit(self) -> int:
         """Attempts at most. If the first ones of a planner all fail, others would, too."""
+        if self.source is None:
+            return len(self.numbers)
         hopeless = self.source != "script" and self.judged >= self.first and not self.kept
-        return self.judged if hopeless else TRIES[self.source] * self.episodes
+        return self.judged if hopeless else len(self.numbers) + TRIES[self.source] * self.missing
 
     def next(self) -> int | None:
         """The number of an attempt that will be needed whatever comes of those that are running."""
         if time.monotonic() > self.deadline or self.finished:
             return None
-        needed = min(self.limit, max(self.first, self.judged + self.episodes - len(self.kept)))
-        return next((n for n in range(needed) if n not in self.tried and n not in self.running), None)
+        needed = self.judged + self.episodes - len(self.kept)
+        if self.missing:
+            needed = max(needed, self.first)
+        numbers = (self.number(k) for k in range(min(self.limit, needed)))
+        return next((n for n in numbers if n not in self.tried and n not in self.running), None)
 
     @property
     def finished(self) -> bool:
@@ -256,21 +351,27 @@ class Work:
 
     def close(self) -> str:
         """Write the file, if anything is good; the attempts stay as long as more could come of them."""
-        kept = self.kept or self.accepted()
-        if kept:
+        self.kept = self.accepted()
+        played = {word: len(found) for word, found in self.played().items()}
+        if self.kept:
+            before = self.recorded.meta if self.recorded else {}  # what it once took to find these
+            own = [self.tried[self.number(k)].meta["cpu_seconds"][0] for k in range(len(self.numbers), self.judged)]
             meta = self.origin | {
-                "numbers": [a.meta["numbers"][0] for a in kept],
-                "cpu_seconds": [a.meta["cpu_seconds"][0] for a in kept],
+                "numbers": [a.meta["numbers"][0] for a in self.kept],
+                "cpu_seconds": [a.meta["cpu_seconds"][0] for a in self.kept],
                 "wanted": self.episodes,
                 "complete": self.finished,
-                "tried": self.judged,
-                "tried_cpu_seconds": round(sum(self.tried[n].meta["cpu_seconds"][0] for n in range(self.judged)), 2),
+                "tried": before.get("tried", 0) + len(own),
+                "tried_cpu_seconds": round(before.get("tried_cpu_seconds", 0) + sum(own), 2),
+                "recorded": len(self.numbers),
+                "played": played,
             }
-            save(self.path, join(kept, meta))
+            save(self.path, join(self.kept, meta))
             if self.finished:
                 shutil.rmtree(self.attempts, ignore_errors=True)
         best = max((float(a.score[0]) for a in self.tried.values()), default=0)
-        return f"{self.task}: {len(kept)} of {self.judged} attempts kept" + ("" if kept else f", best score {best:.2f}")
+        many = f"{len(self.kept)} of {self.judged} attempts kept"
+        return f"{self.task}: {many}" + ("" if self.kept else f", best score {best:.2f}")
 
 
 # ---- making them ----
@@ -288,19 +389,24 @@ def make_all(
 ) -> list[str]:
     """Make the files that are missing, unfinished, or made for fewer episodes; others, and converted ones, stay.
 
-    tasks    that have the source
+    tasks    that have the source, or are recorded
     minutes  for each task, from its first attempt on; then its file holds what there is. 0: no limit
     Processes share the attempts; one bar per suite, in episodes. Prints what failed, and why, and returns
     those tasks; ValueError, one line, if nothing can be written or a process was killed.
     """
-    folder, todo, failed = Path(folder), [], []
+    folder, todo, failed, played = Path(folder), [], [], Counter()
     for task in tasks:
         path = folder / f"{task}.safetensors"
         meta = load(path, task).meta if path.is_file() else {}
         foreign = meta and meta.get("source") not in TRIES  # converted, not made here: nothing can be added
-        if not foreign and (meta.get("wanted", 0) < episodes or not meta["complete"]):
-            todo.append(Work(task, source_of(task, source), episodes, folder, seed, ckpt))
+        recorded, own = sources_of(task, source, seed)
+        more = len(recorded.seed) if recorded else 0
+        more = len(meta.get("numbers", ())) < episodes and meta.get("recorded", 0) < more  # than when it was made
+        if not foreign and (meta.get("wanted", 0) < episodes or not meta["complete"] or more):
+            todo.append(Work(task, own, episodes, folder, seed, ckpt, recorded))
             todo[-1].read()
+        else:
+            played.update(meta.get("played", {}))
     workers = workers or os.cpu_count() or 1
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
     running: dict[Future, tuple[Work, int]] = {}
@@ -321,16 +427,16 @@ def make_all(
             while todo:
                 for work in [work for work in todo if not work.running and work.next() is None]:
                     line = work.close()
+                    played.update({word: len(found) for word, found in work.played().items()})
                     show(work, episodes)
-                    if len(work.kept) < episodes:
+                    if len(work.kept) < min(episodes, len(work.numbers) or episodes):
                         tqdm.write(line)
                     todo.remove(work)
                 for work in todo:  # in order: a process keeps the environment that it has
                     while len(running) < workers and (number := work.next()) is not None:
                         work.deadline = min(work.deadline, time.monotonic() + 60 * minutes if minutes else np.inf)
                         with light_spawn():
-                            job = (attempt, work.task, number, work.source, seed, work.file(number), ckpt)
-                            running[pool.submit(*job)] = work, number
+                            running[pool.submit(attempt, *work.job(number))] = work, number
                         work.running.add(number)
                 for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                     work, number = running.pop(future)
@@ -354,4 +460,7 @@ def make_all(
         finally:
             for bar in bars.values():
                 bar.close()
+    if played.total():
+        print(f"recordings: {played['equal']} episodes gave what was recorded, {played['differ']} differ and are good, "
+              f"{played['dropped']} were dropped")  # fmt: skip
     return failed

@@ -83,8 +83,8 @@ class Train:
     """refuse tasks whose assets are stand-ins here, with the command that downloads the real ones"""
 
     demos: str = "auto"
-    """auto: in demos/, made there where a script can (seconds), others are used if `demos.py make` made them; none; or
-    a folder, in which tasks may be missing: they take part online only"""
+    """auto: in demos/, made there where they are recorded or a script can (minutes), others are used if `demos.py make`
+    made them; none; or a folder, in which tasks may be missing: they take part online only"""
     demo_episodes: int = 10
     """demonstrations per task"""
     pretrain_updates: int = 200_000
@@ -231,8 +231,9 @@ def demo_folder(cfg: Train) -> Path:
 
 
 def made_here(cfg: Train, task: str) -> bool:
-    """Scripts take seconds; planned and searched demonstrations take hours, so they are only used if they are there."""
-    return cfg.demos == "auto" and experts.source_of(task) == "script"
+    """Recordings and scripts take seconds; others take hours, so they are only used if they are there."""
+    recorded, own = experts.sources_of(task)
+    return cfg.demos == "auto" and (recorded is not None or own == "script")
 
 
 def demo_files(cfg: Train, tasks: list[str]) -> dict[str, Path]:
@@ -486,11 +487,11 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
 
     # ---- demonstrations, shares of the tasks, replay, log; a resumed run goes on from its newest checkpoint
     if not resumed:
-        scripted = [name for name in paths if made_here(cfg, name)]
+        here = [name for name in paths if made_here(cfg, name)]
         if speaks:
-            experts.make_all(scripted, cfg.demo_episodes, demo_folder(cfg), cfg.seed, cfg.workers or None)
+            experts.make_all(here, cfg.demo_episodes, demo_folder(cfg), cfg.seed, cfg.workers or None)
         distributed.gather(None)
-        files |= {name: demo_format.load(paths[name], name) for name in scripted if paths[name].is_file()}
+        files |= {name: demo_format.load(paths[name], name) for name in here if paths[name].is_file()}
     if resumed:  # what was made since must not change the run
         files = {name: file for name, file in files.items() if name in state.demos}
     shown = {name: file.ret[: cfg.demo_episodes].tolist() for name, file in files.items()}

@@ -23,11 +23,20 @@ import demo_format
 import demos
 import envs
 import experts
+import recordings
 from envs import metaworld
 
 ROOT = Path(demos.__file__).parent
 TASK, EPISODES = "mw-door-open", 5  # its expert always succeeds and, going on, always loses it again
 ARRAYS = ("obs", "action", "reward", "episode_start", "return", "success", "score", "seed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_recorded(tmp_path_factory):
+    """Here experts act; what plays recordings is tested in test_recordings.py. Commands do have the project's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recordings, "FOLDER", tmp_path_factory.mktemp("recordings"))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +150,7 @@ def test_way_by_definition(way, monkeypatch, tmp_path):
     monkeypatch.setitem(metaworld.policies.ENV_POLICY_MAP, "door-open-v3", Rush)
     monkeypatch.setattr(experts, "_environment", lambda task: env)
     number = metaworld_ways().index(way) + 5
-    experts.attempt(TASK, number, "script", 0, tmp_path / "x.safetensors")
+    experts.attempt(origin(TASK, "script"), number, tmp_path / "x.safetensors")
     arrays, meta = read(tmp_path / "x.safetensors")
     obs, action, reward = arrays["obs"], arrays["action"], arrays["reward"]
     np.testing.assert_array_equal(action[1:], env.received)
@@ -260,7 +269,7 @@ ONE_EACH = ["pygame-cowboy", "og-point-arena", "mujoco-inverted-pendulum", "mujo
 
 @pytest.mark.parametrize("task", ONE_EACH)
 def test_attempt_replays_exactly_in_a_fresh_environment(task, tmp_path):
-    experts.attempt(task, 3, experts.source_of(task), 0, tmp_path / "x.safetensors")
+    experts.attempt(origin(task, experts.source_of(task)), 3, tmp_path / "x.safetensors")
     demo, env = demo_format.load(tmp_path / "x.safetensors", task), envs.make(task, seed=9)
     env.reset(seed=int(demo.seed[0]))
     for t in range(1, len(demo.obs)):
@@ -279,7 +288,8 @@ def test_an_agent_demonstrates(tmp_path):
     cfg = newt.Config(size="XS", task_dim=0, num_samples=16, num_elites=4, num_pi=4, iterations=1)
     agent = newt.create(cfg, ["pygame-cowboy"], torch.zeros(1, 0), [1], [0.99])
     newt.save(tmp_path / "a.safetensors", agent, 0)
-    experts.attempt("pygame-cowboy", 0, "agent", 0, tmp_path / "x.safetensors", tmp_path / "a.safetensors")
+    ckpt = tmp_path / "a.safetensors"
+    experts.attempt(origin("pygame-cowboy", "agent", ckpt), 0, tmp_path / "x.safetensors", ckpt)
     demo = demo_format.load(tmp_path / "x.safetensors", "pygame-cowboy")
     assert len(demo.obs) == 501 and demo.meta["source"] == "agent" and demo.action[1:].std() > 0
 
@@ -375,6 +385,10 @@ def stamp(file):
     return file.stat().st_mtime_ns, file.stat().st_ino
 
 
+def origin(task, source, ckpt=None):
+    return experts.provenance(task, source, experts.settings_of(task, source, ckpt), 0)
+
+
 def names(folder):
     """Files in a folder and its folders; nothing but these may be left, so no temporary file either."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -420,12 +434,13 @@ def test_failed_write_leaves_the_old_file_and_no_other(path, demo, tmp_path, mon
         assert list(tmp_path.iterdir()) == [target] and target.read_bytes() == before
 
 
-def test_kill_9_and_again_makes_nothing_twice(tmp_path):
+@pytest.mark.parametrize("words", [["--source", "script", "--seed", "1"], []], ids=["script", "recording"])
+def test_kill_9_and_again_makes_nothing_twice(tmp_path, words):
     """Killed with all its processes after every few attempts; at the end the file is that of an undisturbed run."""
-    task, command = "pygame-coinrun", [sys.executable, str(ROOT / "demos.py"), "make", "--episodes", "12"]
+    task, command = "pygame-coinrun", [sys.executable, str(ROOT / "demos.py"), "make", "--episodes", "12", *words]
     command += ["--tasks", "pygame-coinrun", "--workers", "2", "--out"]
     seen: dict[str, tuple] = {}
-    for goal in (3, 9, 15):
+    for goal in (3, 9, 15) if words else (2, 5, 8):
         process = subprocess.Popen([*command, str(tmp_path / "killed")], cwd=tmp_path, start_new_session=True,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
         deadline = time.monotonic() + 60
