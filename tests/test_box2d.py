@@ -296,6 +296,24 @@ def simulator(name, seed):
     return env._env
 
 
+def test_biped_begins_in_a_new_world_where_gymnasiums_remembers():
+    """Three episodes, then the third alone: the same here, another one with a world that was only emptied."""
+
+    def play(env, seed):
+        env.reset(seed=seed)
+        actions = random_actions("bipedal-walker-flat", 250, seed)
+        return np.array([[*obs, reward] for obs, reward, *_ in map(env.step, actions)])
+
+    class Emptied(box2d.Walker):
+        def reset(self, **options):
+            return bipedal_walker.BipedalWalker.reset(self, **options)
+
+    for kind, same in ((box2d.Walker, True), (Emptied, False)):
+        used, fresh = kind(box2d.flat), kind(box2d.flat)
+        past = [play(used, seed) for seed in range(3)]
+        assert np.array_equal(past[-1], play(fresh, 2)) == same
+
+
 def test_agent_step_is_two_simulator_steps():
     for name in [*LANDERS, "bipedal-walker-rugged"]:
         env, inner = envs.make(name), simulator(name, 4)

@@ -172,6 +172,20 @@ def test_first_action_is_never_used():
         ring.sample(1, 5)
 
 
+def test_first_rows_are_marked_with_nan(tmp_path):
+    """Whatever a caller has there: an index that is off by one then gives NaN, in memory and from a file, not data."""
+    ring = Buffer(13, 4, 3)  # the third episode wraps and evicts the first
+    for k, steps in enumerate((4, 5, 3)):
+        obs, action, reward = episode(0, k, steps)
+        action[0], reward[0] = 99, 99
+        ring.add(obs, action, reward, task=0)
+        ring.save(tmp_path / str(k))
+        rows = load_file(next((tmp_path / str(k)).iterdir()))
+        first = rows["obs"][:, 3] == 1
+        assert first.sum() == ring.episodes and torch.equal(rows["reward"].isnan(), first)
+        assert torch.equal(rows["action"].isnan(), first.unsqueeze(1).expand(-1, 3))
+
+
 # ---------------------------------------------------------------- what is drawn
 
 
