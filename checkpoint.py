@@ -1,7 +1,7 @@
 """What makes a run survive kill -9: checkpoints that are complete or absent, and hold everything that comes next.
 
     runs/<name>/config.json                            settings, to continue with
-    runs/<name>/checkpoints/<step>/agent.safetensors   weights (newt.save): all that eval.py needs
+    runs/<name>/checkpoints/<step>/agent.safetensors   weights (agent_file.save): all that eval.py needs
     runs/<name>/checkpoints/<step>/state.safetensors   optimisers, random stream; counters as JSON in its header
     runs/<name>/checkpoints/<step>/rank-0.safetensors  the same of each process by itself (distributed.py)
     runs/<name>/buffer/rank-0/                         its online buffer's episodes, append-only (buffer.Buffer.save)
@@ -24,6 +24,7 @@ from typing import BinaryIO
 import safetensors
 import torch
 
+import agent_file
 import distributed
 import newt
 from buffer import Buffer, write_atomically
@@ -166,14 +167,14 @@ def save(
             tensors = {"generator": agent.generator.get_state()}
             for key, (optim, value) in _optimisers(agent).items():
                 tensors |= {f"{key}/{field}": tensor for field, tensor in optim.state[value].items()}
-            newt.save(temporary / "agent.safetensors", agent, step)
+            agent_file.save(temporary / "agent.safetensors", agent, step)
             meta = {**asdict(state), "agent_updates": agent.updates}
             write_atomically(temporary / "state.safetensors", tensors, {"newt_state": json.dumps(meta)})
         distributed.gather(None)  # every file is there
         if world.rank == 0:
             # The copy first: a run that is killed in between goes on from the checkpoint before and writes both again.
             # After the rename nothing would, and the newest weights could be missing for ever.
-            newt.save(folder / "agent.safetensors", agent, step)
+            agent_file.save(folder / "agent.safetensors", agent, step)
             os.rename(temporary, path)
             _flush(path.parent)
     except (OSError, safetensors.SafetensorError) as error:
@@ -220,7 +221,7 @@ def load(folder: Path, device: torch.device, own: Own, world: World) -> tuple[ne
     if not found:
         return None
     path = found[-1]
-    agent, _ = newt.load(path / "agent.safetensors", device)
+    agent, _ = agent_file.load(path / "agent.safetensors", device)
     meta, tensors = _read(path / "state.safetensors", "newt_state")
     updates = meta.pop("agent_updates", None)
     counters, streams = _read(path / "rank-0.safetensors", "newt_rank")

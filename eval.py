@@ -23,6 +23,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+import agent_file
 import envs
 import newt
 from envs.vector import VectorEnv
@@ -267,7 +268,7 @@ def main(cfg: Eval) -> None:
     if cfg.json and not cfg.json.parent.is_dir():
         raise FileNotFoundError(f"cannot write {cfg.json}: there is no folder {cfg.json.parent}")
     envs.require_real_assets(cfg.require_real_assets)
-    agent, meta = newt.load(cfg.ckpt, pick_device(cfg.device), cfg.seed)
+    agent, meta = agent_file.load(cfg.ckpt, pick_device(cfg.device), cfg.seed)
     share_cores(agent.cfg.size)
     tasks = envs.select(cfg.tasks) if cfg.tasks else list(agent.tasks)
     missing = [name for name in tasks if name not in agent.tasks]

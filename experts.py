@@ -109,10 +109,10 @@ def agent_player(env, obs, number: int, ckpt: Path):
 def agent_of(ckpt: Path):
     import torch
 
-    import newt
+    import agent_file
 
     torch.set_num_threads(1)  # one process per core is there already
-    return newt.load(ckpt, torch.device("cpu"))[0]
+    return agent_file.load(ckpt, torch.device("cpu"))[0]
 
 
 @functools.lru_cache(maxsize=1)

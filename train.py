@@ -36,6 +36,7 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import agent_file
 import checkpoint
 import demo_format
 import distributed
@@ -262,7 +263,7 @@ def create_agent(cfg: Train, tasks: list[str], device: torch.device) -> newt.Age
     rows = [envs.TASKS[name] for name in tasks]
     settings, params, q_scale = cfg.agent, None, 1.0
     if cfg.ckpt:
-        source, _ = newt.load(cfg.ckpt, device)
+        source, _ = agent_file.load(cfg.ckpt, device)
         # The network's shape is the checkpoint's; how to learn and to plan is this run's.
         shape = {name: getattr(source.cfg, name) for name in ("size", "obs_dim", "action_dim", "task_dim", "num_bins")}
         settings, params, q_scale = replace(settings, **shape), source.params, float(source.q_scale)
