@@ -242,10 +242,11 @@ class Buffer:
             write_atomically(path, tensors)
         self._saved = end
 
-    def load(self, folder: Path, first_episode: int, total_episodes: int) -> None:
+    def load(self, folder: Path, first_episode: int, total_episodes: int, tasks: int = 2**31) -> None:
         """Fill an empty buffer with what a saved one held at these two counts: the same ring, bit for bit.
 
-        Other files are ignored. Raises ValueError, one line: not empty, a damaged or missing file, other sizes.
+        tasks: how many there are; an episode of another one is damage. Other files are ignored.
+        Raises ValueError, one line: not empty, a damaged or missing file, other sizes, numbers that are not finite.
         """
         if self._row:
             raise ValueError("load needs an empty buffer")
@@ -255,15 +256,27 @@ class Buffer:
             try:
                 with safetensors.safe_open(path, "pt") as file:
                     obs, action, reward, table = (file.get_tensor(x) for x in ("obs", "action", "reward", "table"))
-            except (safetensors.SafetensorError, OSError) as error:
+            except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path} is not a complete file of episodes ({error})") from error
-            fits = obs.shape[1:] == self._obs.shape[1:] and action.shape[1:] == self._action.shape[1:]
-            if not fits or obs.dtype != self._obs.dtype or first != expected or table.shape != (3, end - first):
+            n = reward.numel()
+            shapes = [(n, *self._obs.shape[1:]), (n, *self._action.shape[1:]), (n,), (3, end - first)]
+            fits = [tuple(x.shape) for x in (obs, action, reward, table)] == shapes
+            types = obs.dtype, action.dtype, reward.dtype, table.dtype
+            known = types == (self._obs.dtype, torch.float32, torch.float32, torch.int64)
+            if not fits or not known or first != expected:
                 raise ValueError(f"{path} does not fit this buffer: other sizes, or files before it are missing")
             if not self._row:
                 self._row = int(table[0, 0])
-            if not int(table[1].sum()) == len(obs) == len(action) == len(reward) or int(table[0, 0]) != self._row:
+            # Each episode lies behind the one before; what comes out of a file must not index anything else.
+            rows, start = table[1], table[1].cumsum(0) - table[1]
+            sound = ((rows >= 2) & (rows <= min(n, self.capacity))).all() and rows.sum() == n and 0 <= self._row < 2**60
+            known = ((table[2] >= 0) & (table[2] < tasks)).all()
+            if not sound or not known or not torch.equal(table[0], self._row + start):
                 raise ValueError(f"{path} is damaged or from another run: its table of episodes does not fit")
+            later = torch.ones(n, dtype=torch.bool)
+            later[start] = False
+            if not (obs.isfinite().all() and action[later].isfinite().all() and reward[later].isfinite().all()):
+                raise ValueError(f"{path} is damaged: it holds numbers that are not finite")
             at = 0
             for rows, task in table[1:].T.tolist():
                 self._write(obs[at : at + rows], action[at : at + rows], reward[at : at + rows], task)

@@ -1,7 +1,7 @@
 """What makes a run survive kill -9: checkpoints that are complete or absent, and hold everything that comes next.
 
     runs/<name>/config.json                            settings, to continue with
-    runs/<name>/checkpoints/<step>/agent.safetensors   weights (newt.save): all that eval.py needs
+    runs/<name>/checkpoints/<step>/agent.safetensors   weights (agent_file.save): all that eval.py needs
     runs/<name>/checkpoints/<step>/state.safetensors   optimisers, random stream; counters as JSON in its header
     runs/<name>/checkpoints/<step>/rank-0.safetensors  the same of each process by itself (distributed.py)
     runs/<name>/buffer/rank-0/                         its online buffer's episodes, append-only (buffer.Buffer.save)
@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +25,7 @@ from typing import BinaryIO
 import safetensors
 import torch
 
+import agent_file
 import distributed
 import newt
 from buffer import Buffer, write_atomically
@@ -46,6 +48,11 @@ class State:
     demos: dict[str, list[float]] = field(default_factory=dict)  # task -> returns of its demonstrations
     results: dict[str, dict] = field(default_factory=dict)  # "random", "pretrained" -> task -> episodes
     log_size: int = 0  # bytes of metrics.jsonl
+
+
+RANGES = dict.fromkeys(
+    ("updates", "vector_step", "learning_steps", "log_size", "buffer_first", "buffer_episodes"), (0, 10**15)
+)
 
 
 @dataclass
@@ -166,14 +173,14 @@ def save(
             tensors = {"generator": agent.generator.get_state()}
             for key, (optim, value) in _optimisers(agent).items():
                 tensors |= {f"{key}/{field}": tensor for field, tensor in optim.state[value].items()}
-            newt.save(temporary / "agent.safetensors", agent, step)
+            agent_file.save(temporary / "agent.safetensors", agent, step)
             meta = {**asdict(state), "agent_updates": agent.updates}
             write_atomically(temporary / "state.safetensors", tensors, {"newt_state": json.dumps(meta)})
         distributed.gather(None)  # every file is there
         if world.rank == 0:
             # The copy first: a run that is killed in between goes on from the checkpoint before and writes both again.
             # After the rename nothing would, and the newest weights could be missing for ever.
-            newt.save(folder / "agent.safetensors", agent, step)
+            agent_file.save(folder / "agent.safetensors", agent, step)
             os.rename(temporary, path)
             _flush(path.parent)
     except (OSError, safetensors.SafetensorError) as error:
@@ -201,14 +208,49 @@ def _flush(folder: Path) -> None:
         os.close(handle)
 
 
-def _read(file_name: Path, key: str) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Counters from a file's header, and its tensors. ValueError, one line."""
+@contextmanager
+def _naming(file: Path):
+    """ValueError, one line that names the file, for whatever is wrong in it."""
     try:
-        with safetensors.safe_open(file_name, "pt") as file:
-            return json.loads(file.metadata()[key]), {name: file.get_tensor(name) for name in file.keys()}
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
-        hint = f"delete {file_name.parent} to resume from the checkpoint before"
-        raise ValueError(f"{file_name} is damaged or of another version ({error}); {hint}") from error
+        yield
+    except (ValueError, RuntimeError, TypeError, LookupError) as error:
+        hint = f"delete {file.parent} to resume from the checkpoint before"
+        reason = f"was written by another version of this program, or is damaged ({error})"
+        raise ValueError(f"{file} {reason}; {hint}") from error
+
+
+def _check_tables(state: State, tasks: tuple[str, ...]) -> None:
+    """ValueError unless the tables of a state are of this agent's tasks and hold numbers: they end up in prints."""
+    if not isinstance(state.demos, dict) or not isinstance(state.results, dict):
+        raise ValueError("demos and results must be tables")
+    for name, table in {"demos": state.demos, **state.results}.items():
+        whole = isinstance(table, dict) and (set(table) <= set(tasks) if name == "demos" else set(table) == set(tasks))
+        if name not in ("demos", "random", "pretrained") or not whole:
+            raise ValueError(f"a table {name!r:.40} of other tasks than the agent's")
+        for values in table.values():
+            rows = [values] if name == "demos" else values
+            if not rows or not all(isinstance(row, list) and (name == "demos" or len(row) >= 3) for row in rows):
+                raise ValueError(f"{name} holds no episodes")
+            if not all(type(x) in (int, float) and not abs(x) > 1e300 for row in rows for x in row):
+                raise ValueError(f"{name} holds other things than numbers")
+
+
+def _restore_optimisers(agent: newt.Agent, tensors: dict[str, torch.Tensor]) -> None:
+    """ValueError for what Adam does not keep."""
+    targets, kept = _optimisers(agent), {"step", "exp_avg", "exp_avg_sq"}
+    for name, tensor in tensors.items():
+        key, _, entry = name.rpartition("/")
+        if key not in targets or entry not in kept:
+            raise ValueError(f"a tensor {name!r:.80}")
+        optim, value = targets[key]
+        shape = () if entry == "step" else value.shape
+        if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            raise ValueError(f"{name} has another shape or type, or numbers that are not finite")
+        if entry != "exp_avg" and (tensor < 0).any():
+            raise ValueError(f"{name} is negative")
+        optim.state[value][entry] = tensor.to(agent.device).clone()  # a copy: the file's own memory may be unaligned
+    if not all(set(optim.state[value]) in (set(), kept) for optim, value in targets.values()):
+        raise ValueError("half of an optimiser's state")
 
 
 def load(folder: Path, device: torch.device, own: Own, world: World) -> tuple[newt.Agent, State] | None:
@@ -220,31 +262,40 @@ def load(folder: Path, device: torch.device, own: Own, world: World) -> tuple[ne
     if not found:
         return None
     path = found[-1]
-    agent, _ = newt.load(path / "agent.safetensors", device)
-    meta, tensors = _read(path / "state.safetensors", "newt_state")
-    updates = meta.pop("agent_updates", None)
-    counters, streams = _read(path / "rank-0.safetensors", "newt_rank")
-    saved_by = counters.get("world")
-    if saved_by != world.size:
-        raise ValueError(f"{folder} was written by {saved_by} processes and can't go on in {world.size}")
-    if world.rank:
-        counters, streams = _read(path / f"rank-{world.rank}.safetensors", "newt_rank")
-    known = {f.name for f in fields(State)}, {*own.counters(), "world"}
-    if updates is None or (set(meta), set(counters)) != known:
-        raise ValueError(f"{path / 'state.safetensors'} was written by another version of this program")
-    agent.updates = updates
-    agent.generator.set_state(tensors.pop("generator"))
-    own.sampler.set_state(streams["sampler"])
-    own.actor.set_state(streams["actor"])
-    for name in own.counters():
-        setattr(own, name, counters[name])
-    targets = _optimisers(agent)
-    for name, tensor in tensors.items():
-        key, _, entry = name.rpartition("/")
-        optim, value = targets[key]
-        optim.state[value][entry] = tensor.to(device).clone()  # a copy: the file's own memory may be unaligned
-    return agent, State(**meta)
+    agent, _ = agent_file.load(path / "agent.safetensors", device)
+    first, mine = path / "rank-0.safetensors", path / f"rank-{world.rank}.safetensors"
+    with _naming(first):
+        counters, streams = agent_file.read(first, "newt_rank")
+    if (saved_by := counters.get("world")) != world.size:
+        raise ValueError(f"{folder} was written by {saved_by!r:.40} processes and can't go on in {world.size}")
+    with _naming(mine):
+        if world.rank:
+            counters, streams = agent_file.read(mine, "newt_rank")
+        if set(counters) != {*own.counters(), "world"}:
+            raise ValueError(f"its header has {', '.join(counters):.80}")
+        for name in own.counters():
+            setattr(own, name, counters[name])
+        newt.check_fields(own, RANGES)
+        for table in (own.episodes, own.dropped):
+            if not isinstance(table, dict) or not set(table) <= set(agent.tasks):
+                raise ValueError("it counts episodes of other tasks than the agent's")
+            if not all(type(count) is int and 0 <= count <= 10**15 for count in table.values()):
+                raise ValueError("it counts episodes in something else than numbers")
+        own.sampler.set_state(streams["sampler"])
+        own.actor.set_state(streams["actor"])
+    file = path / "state.safetensors"
+    with _naming(file):
+        meta, tensors = agent_file.read(file, "newt_state")
+        agent.updates = meta.pop("agent_updates", None)
+        if set(meta) != {f.name for f in fields(State)} or type(agent.updates) is not int or agent.updates < 0:
+            raise ValueError(f"its header has {', '.join(meta):.80}")
+        state = State(**meta)
+        newt.check_fields(state, RANGES)
+        _check_tables(state, agent.tasks)
+        agent.generator.set_state(tensors.pop("generator"))
+        _restore_optimisers(agent, tensors)
+    return agent, state
 
 
-def load_buffer(folder: Path, online: Buffer, own: Own, world: World) -> None:
-    online.load(_buffer_folder(folder, world), own.buffer_first, own.buffer_episodes)
+def load_buffer(folder: Path, online: Buffer, own: Own, world: World, tasks: int) -> None:
+    online.load(_buffer_folder(folder, world), own.buffer_first, own.buffer_episodes, tasks)

@@ -4,9 +4,9 @@
     python convert.py checkpoint run7.pt out.safetensors --tasks walker-walk
     python convert.py demos DIR OUT                                then train.py --demos OUT
 
-A pickle is a program. These are read by torch's unpickler for weights, which knows tensors, containers and numbers;
-for demonstrations it also knows the names in TENSORDICT, as classes of this file that only keep what they are given, so
-the package tensordict isn't needed. A file that asks for anything else is refused by that name, and nothing has run.
+A pickle is a program. torch_file.py reads these without running them: tensors, containers and numbers, nothing larger
+than the file; for demonstrations also the names in TENSORDICT, as classes of this file that only keep what they are
+given, so the package tensordict isn't needed. A file that asks for anything else is refused by that name.
 
 Checkpoint: {"model", "scale", "optim", "pi_optim"} or the model's tensors alone, each name with or without "module.":
 
@@ -28,9 +28,7 @@ used 20 of each ManiSkill task, all of the others: --demo-episodes 20.
 Test: pytest tests/test_convert.py
 """
 
-import pickle
 import re
-import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +40,12 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+import agent_file
 import demo_format
 import envs
 import eval as evaluation
 import newt
+import torch_file
 import world_model as wm
 
 PARTS = {"_encoder.state": "encoder", "_dynamics": "dynamics", "_reward": "reward", "_pi": "pi"}
@@ -54,16 +54,10 @@ CONSTANTS = {"log_std_min": wm.LOG_STD_MIN, "log_std_dif": wm.LOG_STD_MAX - wm.L
 FEATURES = 768  # of an image, behind the encoder's other inputs
 
 
-# ---------------------------------------------------------------- reading pickles
-
-
 class TensorDict:
     """In the place of tensordict's class: keeps the state that it is given."""
 
     state: dict = {}
-
-    def __setstate__(self, state) -> None:
-        self.state = state
 
 
 def make_tensordict(cls, state) -> TensorDict:
@@ -74,43 +68,6 @@ def make_tensordict(cls, state) -> TensorDict:
 
 # Name in the pickle -> what is called instead. Versions 0.7 to 0.15 write a call of the second, with the first.
 TENSORDICT = {"tensordict._td.TensorDict": TensorDict, "tensordict._reductions._make_td": make_tensordict}
-
-
-class Refuse(pickle.Unpickler):
-    """Fails at the first name that a pickle asks for. torch's can't name them in formats newer than its own."""
-
-    def find_class(self, module: str, name: str):
-        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
-
-
-def unpickle(path: Path, allowed: dict | None = None):
-    """Content of a file of torch.save: tensors on the CPU, containers, numbers, and `allowed` (name -> callable).
-
-    FileNotFoundError or ValueError, one line: missing, damaged, not such a file, or one that asks for more.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    others = torch.serialization.get_safe_globals()  # such as the classes of tensordict, once that is imported
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals([(value, name) for name, value in (allowed or {}).items()])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual formats, which fail anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can fail in any way
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if not named:
-            try:
-                with open(path, "rb") as file:
-                    Refuse(file).load()
-            except Exception as other:
-                named = re.search(r"GLOBAL ([\w.]+)", str(other))
-        if named:
-            raise ValueError(f"{path} is refused: it asks for {named[1]}, which is no part of such a file") from error
-        raise ValueError(f"{path} is damaged, or no file of torch.save ({type(error).__name__})") from error
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(others)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -133,10 +90,12 @@ def rename(state: dict[str, Tensor]) -> tuple[wm.Params, dict[str, Tensor]]:
             tables[name] = value.float()
         elif name not in CONSTANTS:
             unknown.append(name)
-        elif value.tolist() != CONSTANTS[name]:
-            raise ValueError(f"{name} is {value.tolist()}, this program's is {CONSTANTS[name]}")
+        elif value.numel() != 1 or float(value) != CONSTANTS[name]:
+            found = float(value) if value.numel() == 1 else f"of shape {tuple(value.shape)}"
+            raise ValueError(f"{name} is {found}, this program's is {CONSTANTS[name]}")
     if unknown or not params:
-        raise ValueError(f"not the tensors of a published agent: {', '.join(unknown[:3]) or 'there are none'}")
+        names = ", ".join(unknown[:3]) or "there are none"
+        raise ValueError(f"not the tensors of a published agent: {names:.200}")
     # A head that is missing leaves a stack of another shape, or none: `fit` finds it.
     stacked = {name: torch.stack([q[k] for k in sorted(q)]) for name, q in heads.items()}
     return params | stacked, tables
@@ -167,12 +126,8 @@ def fit(params: wm.Params) -> tuple[newt.Config, wm.Params, bool]:
         params, obs_dim, blind = params | {"encoder.0.weight": kept}, obs_dim - FEATURES, bool(dropped.any())
     cfg = newt.Config(names[0], obs_dim, action_dim, task_dim, num_bins)
     newt.check(cfg)
-    with torch.device("meta"):  # shapes without numbers
-        expected = wm.init(size, obs_dim, action_dim, task_dim, num_bins)
-    found, wanted = ({(name, value.shape) for name, value in x.items()} for x in (params, expected))
-    if found != wanted:
-        wrong = sorted({name for name, _ in found ^ wanted})
-        raise ValueError(f"tensors that are missing, too many, or of another shape: {', '.join(wrong[:3])}")
+    if wrong := agent_file.misfits(cfg, params):
+        raise ValueError(f"tensors that are missing, too many, or of another shape: {', '.join(wrong[:3]):.200}")
     if not all(value.isfinite().all() for value in params.values()):
         raise ValueError("numbers that are not finite")
     return cfg, params, blind
@@ -204,8 +159,8 @@ def task_names(asked: str, stem: str, mask: Tensor | None, rows: int) -> list[st
 def read_embeddings(path: Path) -> Tensor:
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return file.get_tensor("task_emb")
-    except (safetensors.SafetensorError, OSError) as error:
+            return file.get_tensor("task_emb").float()
+    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no safetensors file with a tensor task_emb ({error})") from error
 
 
@@ -213,12 +168,14 @@ def read_scale(scale) -> float:
     """The running range of Q: a number, or the state of what computes it, with "value" among its names."""
     if isinstance(scale, dict):
         scale = next((value for name, value in scale.items() if str(name).strip("_") == "value"), None)
+    if not isinstance(scale, (int, float, Tensor, type(None))):
+        raise ValueError(f"scale is no number, but {type(scale).__name__}")
     return 1.0 if scale is None else float(scale)
 
 
 def checkpoint(path: Path, tasks: str = "", embeddings: Path | None = None) -> tuple[newt.Agent, bool]:
     """The agent of a published file, and whether it was one that sees. FileNotFoundError or ValueError, one line."""
-    content = unpickle(path)
+    content = torch_file.read(path)
     try:
         if not isinstance(content, dict):
             raise ValueError(f"it holds no dict, but {type(content).__name__}")
@@ -242,7 +199,7 @@ def checkpoint(path: Path, tasks: str = "", embeddings: Path | None = None) -> t
         dims, discounts = [task.action_dim for task in table], [task.discount for task in table]
         scale = read_scale(content.get("scale"))
         return newt.create(cfg, names, emb, dims, discounts, params=params, q_scale=scale), blind
-    except (ValueError, TypeError, IndexError, RuntimeError) as error:  # also tables of absurd types and shapes
+    except (ValueError, TypeError, IndexError, RuntimeError, OverflowError) as error:  # also tables of absurd shapes
         raise ValueError(f"{path}: {str(error).partition(chr(10))[0]}") from error
 
 
@@ -260,16 +217,16 @@ def score(task: envs.Task, ret: np.ndarray, success: np.ndarray) -> np.ndarray:
 
 def demonstrations(path: Path, name: str) -> demo_format.Demos:
     """A published file, cut back to the task's own sizes. FileNotFoundError or ValueError, one line."""
-    content, task = unpickle(path, TENSORDICT), envs.TASKS[name]
+    content, task = torch_file.read(path, TENSORDICT), envs.TASKS[name]
     if isinstance(content, TensorDict) and isinstance(content.state, dict):
         content = content.state.get("_tensordict")
     keys = ("obs", "action", "reward", "episode")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), Tensor) for key in keys):
         raise ValueError(f"{path} holds no demonstrations of {name}: no TensorDict with {', '.join(keys)}")
     obs, action, reward = (content[key].float().numpy() for key in keys[:3])
-    number, n = content["episode"].numpy(), len(obs)
+    number, n = content["episode"].double().numpy(), content["reward"].numel()
     wide = (obs.ndim, action.ndim) == (2, 2) and obs.shape[1] >= task.obs_dim and action.shape[1] >= task.action_dim
-    if not wide or len(action) != n or reward.shape != (n,) or number.shape != (n,):
+    if not wide or len(obs) != n or len(action) != n or reward.shape != (n,) or number.shape != (n,):
         shapes = ", ".join(str(x.shape) for x in (obs, action, reward, number))
         raise ValueError(f"{path}: shapes do not fit {name} or each other: {shapes}")
     first = np.isnan(reward)
@@ -330,11 +287,10 @@ class Demos:
 def main_checkpoint(cfg: Checkpoint) -> None:
     if cfg.out.exists() and not (cfg.overwrite and cfg.out.is_file()):
         raise FileExistsError(f"{cfg.out} exists; --overwrite replaces a file")
-    if cfg.step < 0:
-        raise ValueError(f"step must be at least 0, got {cfg.step}")
+    newt.check_fields(cfg, {"step": agent_file.STEPS})
     agent, blind = checkpoint(cfg.file, cfg.tasks, cfg.embeddings)
     cfg.out.parent.mkdir(parents=True, exist_ok=True)
-    newt.save(cfg.out, agent, cfg.step, {"converted_from": cfg.file.name})
+    agent_file.save(cfg.out, agent, cfg.step, {"converted_from": cfg.file.name})
     sizes = f"size {agent.cfg.size}, {wm.num_params(agent.params) / 1e6:.1f}M parameters"
     dims = f"observations {agent.cfg.obs_dim}, actions {agent.cfg.action_dim}, embeddings {agent.cfg.task_dim}"
     shown = ", ".join(agent.tasks[:3]) + (", ..." if len(agent.tasks) > 3 else "")

@@ -66,18 +66,23 @@ def episode(demo: Demos, e: int) -> Demos:
 
 
 def check(demo: Demos, path: Path, task: str) -> Demos:
-    """The same, if it fits the task. ValueError, one line that names the file: wrong shapes, or NaN elsewhere."""
+    """The same, if it fits the task. ValueError, one line that names the file: wrong shapes, NaN elsewhere, actions
+    beyond [-1, 1]."""
     row, n, start = envs.TASKS[task], len(demo.obs), demo.episode_start
     shapes = {"obs": (n, row.obs_dim), "action": (n, row.action_dim), "reward": (n,)}
     shapes |= dict.fromkeys(("ret", "success", "score", "seed"), (len(start) - 1,))
     wrong = [name for name, shape in shapes.items() if getattr(demo, name).shape != shape]
-    if wrong or len(start) < 2 or start[0] != 0 or start[-1] != n or (np.diff(start) < 2).any():
+    # No negative ones: with them the differences could wrap around.
+    if wrong or len(start) < 2 or start[0] != 0 or start[-1] != n or start.min() < 0 or (np.diff(start) < 2).any():
         raise ValueError(f"{path}: shapes do not fit {task} or each other ({', '.join(wrong) or 'episode_start'})")
     first = np.zeros(n, bool)
     first[start[:-1]] = True
     numbers = np.concatenate([demo.action, demo.reward[:, None]], 1)
-    if not (np.isnan(numbers[first]).all() and np.isfinite(numbers[~first]).all() and np.isfinite(demo.obs).all()):
+    sound = np.isnan(numbers[first]).all() and np.isfinite(numbers[~first]).all()
+    if not (sound and np.isfinite(demo.obs).all() and np.isfinite(demo.ret).all()):
         raise ValueError(f"{path}: {task}: numbers that are not finite, or a first row that has an action")
+    if (np.abs(demo.action[~first]) > 1).any():
+        raise ValueError(f"{path}: {task}: actions beyond [-1, 1]")
     return demo
 
 

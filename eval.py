@@ -23,6 +23,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+import agent_file
 import envs
 import newt
 from envs.vector import VectorEnv
@@ -55,6 +56,9 @@ class Eval:
     """simulator processes; 0: one per core"""
     require_real_assets: bool = False
     """refuse tasks whose assets are stand-ins here, with the command that downloads the real ones"""
+
+
+RANGES = {"episodes": (1, 10**6), "seed": (0, 2**32 - 1), "workers": (0, 4096)}
 
 
 class Episode(NamedTuple):
@@ -262,14 +266,15 @@ def record(agent: newt.Agent, tasks: list[str], path: Path, seed: int = 0, step:
 
 
 def main(cfg: Eval) -> None:
-    if cfg.episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {cfg.episodes}")
+    newt.check_fields(cfg, RANGES)
     if cfg.json and not cfg.json.parent.is_dir():
         raise FileNotFoundError(f"cannot write {cfg.json}: there is no folder {cfg.json.parent}")
     envs.require_real_assets(cfg.require_real_assets)
-    agent, meta = newt.load(cfg.ckpt, pick_device(cfg.device), cfg.seed)
+    agent, meta = agent_file.load(cfg.ckpt, pick_device(cfg.device), cfg.seed)
     share_cores(agent.cfg.size)
-    tasks = envs.select(cfg.tasks) if cfg.tasks else list(agent.tasks)
+    if not cfg.tasks:
+        envs.require_named(agent.tasks, "", cfg.ckpt)
+    tasks = envs.select(cfg.tasks or ",".join(agent.tasks))
     missing = [name for name in tasks if name not in agent.tasks]
     if missing:
         raise ValueError(f"{cfg.ckpt} was not trained on {', '.join(missing)}; it knows {', '.join(agent.tasks)}")
@@ -293,7 +298,7 @@ def run(main_function, *args) -> None:
     try:
         main_function(*args)
     except (ValueError, ImportError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", *str(error).split(), file=sys.stderr)  # words of files may have line breaks
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

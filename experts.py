@@ -137,10 +137,10 @@ def recorded_player(env, obs, number: int, actions: np.ndarray):
 def agent_of(ckpt: Path):
     import torch
 
-    import newt
+    import agent_file
 
     torch.set_num_threads(1)  # one process per core is there already
-    return newt.load(ckpt, torch.device("cpu"))[0]
+    return agent_file.load(ckpt, torch.device("cpu"))[0]
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""The Newt agent: configuration, losses, one update step, acting, saving and loading.
+"""The Newt agent: configuration, losses, one update step, acting.
 
 Learning (batch: B slices of H transitions, time first; rho_t = 0.5^t normalised over H+1 entries):
 
@@ -16,18 +16,16 @@ difference is named at its place ("Upstream quirk", "Differs from upstream").
     agent = create(Config(size="B"), names, emb, action_dims, discounts, seed=0)
     metrics = update(agent, batch, "online")                # batch: buffer.Batch
     plan = act(agent, obs, task, warm, first, step=0)       # plan.action (B, A); plan.mean is the next warm start
-    save(path, agent, step=0, extra={}); agent, meta = load(path)
+Agents as files: agent_file.py.
 Test: pytest tests/test_newt.py tests/test_parity.py
 """
 
-import json
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Literal, NamedTuple, get_args, get_origin
 
-import safetensors
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,11 +33,10 @@ from torch import Tensor
 import distributed
 import planner
 import world_model as wm
-from buffer import Batch, write_atomically
+from buffer import Batch
 from planner import Plan
 from world_model import Params, Policy, Task
 
-FORMAT_VERSION = 1
 Phase = Literal["pretrain", "online"]
 
 
@@ -111,22 +108,59 @@ class Config:
     """environment steps over which that pull goes from 1 to 0"""
 
 
+RANGES = {  # of every number above: smallest and largest value; of a word, what it may be
+    "size": wm.SIZES,
+    **dict.fromkeys(("obs_dim", "action_dim"), (1, 100_000)),
+    "task_dim": (0, 100_000),
+    "num_bins": (2, 100_000),
+    "batch_size": (1, 1_000_000),
+    "horizon": (1, 1000),
+    "lr": (1e-12, 1),
+    "enc_lr_scale": (0, 1000),
+    "grad_clip": (1e-6, 1e9),
+    **dict.fromkeys(("rho", "tau"), (0, 1)),
+    **dict.fromkeys(("consistency_coef", "reward_coef", "value_coef", "bc_coef", "online_bc_coef"), (0, 1e6)),
+    "entropy_coef": (0, 1e6),
+    **dict.fromkeys(("num_samples", "num_elites"), (1, 100_000)),
+    "num_pi": (2, 100_000),
+    "iterations": (1, 1000),
+    "temperature": (0, 1e4),
+    **dict.fromkeys(("std_min", "std_max"), (0, 1000)),
+    **dict.fromkeys(("warmup_updates", "constraint_start", "constraint_duration"), (0, 10**15)),
+}
+
+
+def check_fields(values, ranges: dict) -> None:
+    """Hold a dataclass to its declaration: ValueError, one line, for a field of another type or out of its range.
+
+    Every number needs a range, (smallest, largest); NaN is in none. Words are checked, too, paths and tables aren't.
+    """
+    for f in fields(values):
+        value = getattr(values, f.name)
+        if f.type in (int, float):
+            low, high = ranges[f.name]
+            if type(value) is not int and type(value) is not f.type:
+                raise ValueError(f"{f.name} must be a number ({f.type.__name__}), got {value!r:.60}")
+            if not low <= value <= high:
+                bound = f"at least {low}" if value < low else f"at most {high}" if value > high else "a number"
+                raise ValueError(f"{f.name} must be {bound}, got {value!r:.60}")
+        elif f.type in (bool, str) and type(value) is not f.type:
+            raise ValueError(f"{f.name} must be of type {f.type.__name__}, got {value!r:.60}")
+        elif words := ranges.get(f.name, get_args(f.type) if get_origin(f.type) is Literal else ()):
+            if type(value) is not str or value not in words:
+                raise ValueError(f"{f.name} must be one of {', '.join(words)}, got {value!r:.60}")
+
+
 def check(cfg: Config) -> None:
-    """Raise ValueError, one line, for sizes that cannot work."""
-    for name in ("obs_dim", "action_dim", "batch_size", "horizon", "num_samples", "num_elites", "iterations"):
-        if getattr(cfg, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(cfg, name)}")
-    if cfg.num_bins < 2:
-        raise ValueError(f"num_bins must be at least 2, got {cfg.num_bins}")
-    if cfg.task_dim < 0:
-        raise ValueError(f"task_dim must be at least 0, got {cfg.task_dim}")
-    if not 0 < cfg.lr < 1:
-        raise ValueError(f"lr must be between 0 and 1, got {cfg.lr}")
-    if not 2 <= cfg.num_pi < cfg.num_samples or cfg.num_elites > cfg.num_samples:
+    """Raise ValueError, one line, for settings that cannot work."""
+    check_fields(cfg, RANGES)
+    if not cfg.num_pi < cfg.num_samples or cfg.num_elites > cfg.num_samples:
         raise ValueError(
-            f"planning needs 2 <= num_pi < num_samples and num_elites <= num_samples, got num_pi {cfg.num_pi}, "
+            f"planning needs num_pi < num_samples and num_elites <= num_samples, got num_pi {cfg.num_pi}, "
             f"num_samples {cfg.num_samples}, num_elites {cfg.num_elites}"
         )
+    if cfg.std_min > cfg.std_max:
+        raise ValueError(f"std_min {cfg.std_min} is above std_max {cfg.std_max}")
 
 
 @dataclass
@@ -165,13 +199,18 @@ def create(
 ) -> Agent:
     """A fresh agent, or one around given parameters (finetuning: new tasks, new embeddings, cold optimisers).
 
-    emb (S, G); action_dims, discounts, guided: one per task. Raises ValueError for sizes that do not fit together.
+    emb (S, G); action_dims, discounts, guided: one per task. Raises ValueError for sizes that do not fit together and
+    for numbers that cannot be.
     """
     check(cfg)
     if emb.shape != (len(tasks), cfg.task_dim):
         raise ValueError(f"need {len(tasks)} task embeddings of {cfg.task_dim} numbers, got shape {tuple(emb.shape)}")
     if max(action_dims) > cfg.action_dim:
         raise ValueError(f"a task has {max(action_dims)} action dims, the agent only {cfg.action_dim}")
+    if min(action_dims) < 1 or not all(0 <= discount <= 1 for discount in discounts) or not emb.isfinite().all():
+        raise ValueError("a task without actions, a discount that is not between 0 and 1, or an embedding not finite")
+    if not 0 < q_scale < math.inf:
+        raise ValueError(f"q_scale must be above 0 and finite, got {q_scale}")
     if params is None:
         # Drawn on the CPU so that one seed gives the same network on every device.
         init_generator = torch.Generator().manual_seed(seed)
@@ -521,50 +560,3 @@ def act(
 CPU_PLAN_ROWS = 2048  # plans evaluated at once by a core
 CORES = os.cpu_count() or 1
 _PLANNERS = ThreadPoolExecutor(CORES)
-
-
-# ---------------------------------------------------------------- files
-
-
-def save(path: Path, agent: Agent, step: int = 0, extra: dict | None = None) -> None:
-    """Write weights, target, task tables and everything eval.py needs as one self-describing safetensors file."""
-    names = {"task_emb": "emb", "action_mask": "mask", "discount": "discount", "guided": "guided", "q_scale": "q_scale"}
-    tables = {name: getattr(agent, field) for name, field in names.items()}
-    meta = {"version": FORMAT_VERSION, "config": asdict(agent.cfg), "tasks": agent.tasks, "step": step, **(extra or {})}
-    write_atomically(path, agent.params | tables, {"newt": json.dumps(meta)})
-
-
-def load(path: Path, device: str | torch.device = "cpu", seed: int = 0) -> tuple[Agent, dict]:
-    """Agent (optimisers cold) and metadata from `save`. Never unpickles.
-
-    Raises FileNotFoundError or ValueError, one line: missing, truncated, foreign, of another version, or inconsistent.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error})") from error
-    if "newt" not in metadata:
-        raise ValueError(f"{path} is a safetensors file, but not a Newt checkpoint (no 'newt' entry in its header)")
-    meta = json.loads(metadata["newt"])
-    if meta.get("version") != FORMAT_VERSION:
-        raise ValueError(f"{path} has checkpoint format {meta.get('version')}, this program reads {FORMAT_VERSION}")
-    unknown = set(meta["config"]) ^ {field.name for field in fields(Config)}
-    if unknown:
-        raise ValueError(f"{path} and this program differ in the settings they know: {', '.join(sorted(unknown))}")
-    cfg = Config(**meta["config"])
-    tables = [tensors.pop(name, None) for name in ("task_emb", "action_mask", "discount", "guided", "q_scale")]
-    expected = wm.init(wm.SIZES[cfg.size], cfg.obs_dim, cfg.action_dim, cfg.task_dim, cfg.num_bins)
-    wrong = [k for k in expected if k not in tensors or tensors[k].shape != expected[k].shape]
-    if wrong or any(table is None for table in tables) or len(tensors) != len(expected):
-        raise ValueError(f"{path} does not hold the tensors that its own header describes: {', '.join(wrong[:3])}")
-    emb, mask, discount, guided, q_scale = tables
-    dims = [int(n) for n in mask.sum(1)]
-    agent = create(
-        cfg, meta["tasks"], emb, dims, discount.tolist(), seed, device, tensors, float(q_scale), guided.bool().tolist()
-    )
-    return agent, meta

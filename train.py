@@ -36,6 +36,7 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import agent_file
 import checkpoint
 import demo_format
 import distributed
@@ -123,6 +124,17 @@ class Train:
     """the agent's own settings"""
 
 
+RANGES = {  # of every number above: smallest and largest value
+    "seed": (0, 2**32 - 1),
+    "workers": (0, 4096),
+    **dict.fromkeys(("steps", "eval_every", "checkpoint_updates", "log_every"), (1, 10**12)),
+    **dict.fromkeys(("demo_episodes", "seed_episodes", "eval_episodes", "final_episodes"), (1, 10**6)),
+    "pretrain_updates": (0, 10**12),
+    "envs_per_task": (1, 10**9),
+    "utd": (0, 1000),
+    "lr_end": (0, 100),
+    "buffer_steps": (1, 10**15),
+}
 # Chosen by measuring, on two CPU cores (README): the published planner and network would take weeks there. Sampling by
 # task: by episode the two 500-step tasks of the starter would get a sixteenth of the online samples. More imitation, a
 # narrower search and falling learning rates: so few updates don't make the values good enough to leave the
@@ -166,14 +178,18 @@ def parse(args: list[str]) -> Train:
     early.add_argument("--resume", type=Path)
     early.add_argument("--demos")
     early.add_argument("--ckpt")
+    early.add_argument("--tasks", default="")
     known, _ = early.parse_known_args(args)
     if known.resume:
         stored = checkpoint.read_config(known.resume)
         try:
             before = Train(**{**stored, "agent": Config(**stored["agent"])})
-        except (TypeError, KeyError) as error:
+            before = replace(before, resume=known.resume, folder=known.resume, ckpt=before.ckpt and Path(before.ckpt))
+            newt.check(before.agent)
+            newt.check_fields(before, RANGES)
+        except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{known.resume} was written by another version of this program: {error}") from error
-        before = replace(before, resume=known.resume, folder=known.resume, ckpt=before.ckpt and Path(before.ckpt))
+        envs.require_named(before.tasks.split(","), known.tasks, known.resume / "config.json")
         cfg = tyro.cli(Train, default=before, args=args)
         changed = [f.name for f in fields(Train) if getattr(cfg, f.name) != getattr(before, f.name)]
         if set(changed) - {"steps", "workers"}:
@@ -193,13 +209,7 @@ def run_folder(folder: Path | None, tasks: str) -> Path:
 def check(cfg: Train, tasks: list[str], world: World) -> None:
     """Everything that can be known to fail before the first minute of work: ValueError, one line."""
     newt.check(cfg.agent)
-    for name in ("steps", "envs_per_task", "demo_episodes", "seed_episodes", "buffer_steps", "eval_every",
-                 "eval_episodes", "final_episodes", "checkpoint_updates", "log_every"):  # fmt: skip
-        if getattr(cfg, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(cfg, name)}")
-    for name in ("pretrain_updates", "utd", "workers", "lr_end"):
-        if getattr(cfg, name) < 0:
-            raise ValueError(f"{name} must be at least 0, got {getattr(cfg, name)}")
+    newt.check_fields(cfg, RANGES)
     if cfg.instruction and len(tasks) > 1:
         raise ValueError(f"--instruction is for a single task, --tasks names {len(tasks)}")
     rows = [envs.TASKS[name] for name in tasks]
@@ -219,11 +229,17 @@ def check(cfg: Train, tasks: list[str], world: World) -> None:
         raise ValueError(f"{world.size} processes need at least as many tasks, not {len(tasks)}")
     if cfg.buffer_steps // world.size <= longest:
         raise ValueError(f"a process's share of buffer_steps, {cfg.buffer_steps // world.size}, can't hold one episode")
-    rows = cfg.buffer_steps // world.size * world.local_size
-    needed = gigabytes(rows, cfg.agent.obs_dim, cfg.agent.action_dim, torch.float32)
+    count = len(tasks) * cfg.envs_per_task // world.size * world.local_size
+    needed = {
+        "the buffer": (cfg.buffer_steps // world.size * world.local_size, "--buffer-steps"),
+        "unfinished episodes of all environments": (count * (longest + 1), "--envs-per-task"),
+    }
     free = psutil.virtual_memory().available / 1e9
-    if needed > free:
-        raise ValueError(f"the buffer needs {needed:.1f} GB, {free:.1f} GB are free; lower --buffer-steps")
+    for what, (rows, setting) in needed.items():
+        size = gigabytes(rows, cfg.agent.obs_dim, cfg.agent.action_dim, torch.float32)
+        if size > free:
+            raise ValueError(f"{size:.1f} GB are needed for {what}, {free:.1f} GB are free; lower {setting}")
+        free -= size
 
 
 def demo_folder(cfg: Train) -> Path:
@@ -263,7 +279,7 @@ def create_agent(cfg: Train, tasks: list[str], device: torch.device) -> newt.Age
     rows = [envs.TASKS[name] for name in tasks]
     settings, params, q_scale = cfg.agent, None, 1.0
     if cfg.ckpt:
-        source, _ = newt.load(cfg.ckpt, device)
+        source, _ = agent_file.load(cfg.ckpt, device)
         # The network's shape is the checkpoint's; how to learn and to plan is this run's.
         shape = {name: getattr(source.cfg, name) for name in ("size", "obs_dim", "action_dim", "task_dim", "num_bins")}
         settings, params, q_scale = replace(settings, **shape), source.params, float(source.q_scale)
@@ -327,7 +343,8 @@ class Log:
         if self.writes:
             self.file = open(folder / "metrics.jsonl", "ab")
             checkpoint.claim(self.file)
-            self.file.truncate(size)  # a resumed run drops what was written after its checkpoint, here and there
+            # A resumed run drops what was written after its checkpoint, here and there.
+            self.file.truncate(min(size, self.file.seek(0, 2)))
             self.file.seek(0, 2)
             self.board = SummaryWriter(str(folder), purge_step=step + 1 if size else None)
 
@@ -435,7 +452,7 @@ def main(cfg: Train) -> None:
         folder = run_folder(cfg.folder, cfg.tasks)
         if again and not cfg.resume and (folder / "config.json").is_file():
             if checkpoint.read_config(folder) == checkpoint.as_stored(asdict(cfg)):
-                cfg = parse(["--resume", str(folder)])
+                cfg = parse(["--resume", str(folder), "--tasks", cfg.tasks])
         run(cfg, world, interruption)
     except FloatingPointError as error:
         folder = run_folder(cfg.folder, cfg.tasks)
@@ -465,6 +482,8 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
     )
     resumed = checkpoint.load(folder, device, own, world) if cfg.resume else None
     agent, state = resumed or (create_agent(cfg, tasks, device), checkpoint.State(phase="pretrain"))
+    if agent.tasks != tuple(tasks):
+        raise ValueError(f"the newest checkpoint in {folder} is of other tasks than its config.json")
     paths = demo_files(cfg, tasks)
     files = {name: demo_format.load(path, name) for name, path in paths.items() if path.is_file()}
     evaluation.share_cores(agent.cfg.size)
@@ -514,7 +533,7 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
         demo = Buffer(rows, agent.cfg.obs_dim, agent.cfg.action_dim)
         fill(demo, files, tasks, cfg.demo_episodes)
     if resumed:
-        checkpoint.load_buffer(folder, online, own, world)
+        checkpoint.load_buffer(folder, online, own, world, len(tasks))
     else:
         if speaks:
             checkpoint.start(folder, asdict(replace(cfg, resume=None)))

@@ -20,6 +20,7 @@ import csv
 import difflib
 import importlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -121,6 +122,18 @@ def select(names: str) -> list[str]:
         raise ValueError(f"no task in {names!r}: give all, a suite ({', '.join(MAKERS)}) or names with commas between")
     chosen = dict.fromkeys(name for word in words for name in suites.get(word, [word]))
     return [_check(name).name for name in chosen]
+
+
+def require_named(names: Iterable[str], asked: str, source: object) -> None:
+    """Making a task with a colon imports what it names. Out of a file (`source`) comes no such task unasked.
+
+    asked: the user's own words for the tasks. ValueError, one line, if they lack such a name.
+    """
+    words = {word.strip() for word in asked.split(",")}
+    foreign = [name for name in names if ":" in name and name not in words]
+    if foreign:
+        raise ValueError(f"{source} holds the task {foreign[0]}, which is code outside of this program: it is only run "
+                         "if you name it yourself, with --tasks")  # fmt: skip
 
 
 def label(name: str) -> str:

@@ -21,6 +21,7 @@ import tyro
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import agent_file
 import demo_format
 import envs
 import eval as evaluation
@@ -66,7 +67,7 @@ def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
             metrics = newt.update(agent, batch, "pretrain", lr_scale=1 - 0.95 * count / cfg.updates)
             if count % 100 == 0:
                 bar.set_postfix(bc=f"{float(metrics['loss/bc']):.3f}", refresh=False)
-    newt.save(cfg.agent, agent, 0)
+    agent_file.save(cfg.agent, agent, 0)
     return agent
 
 
@@ -77,7 +78,8 @@ def main(cfg: Pretrain) -> None:
     evaluation.share_cores(train.LAPTOP.agent.size)
     if cfg.agent.is_file():
         print(f"{cfg.agent} is there: it is evaluated, nothing is pretrained")
-        agent = newt.load(cfg.agent)[0]
+        agent = agent_file.load(cfg.agent)[0]
+        envs.require_named(agent.tasks, "", cfg.agent)
     else:
         agent = pretrain(cfg, tasks)
     played = evaluation.evaluate(agent, list(agent.tasks), cfg.episodes, cfg.seed, "policy")

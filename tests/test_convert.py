@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 from test_parity import BATCH, DATA, PARAMS, SIZE, STRIDE
 
+import agent_file
 import convert
 import demo_format
 import demos
@@ -101,7 +102,7 @@ def test_a_converted_agent_computes_what_was_recorded(prefix, wrapped, tmp_path)
     content = {"model": state, "optim": optim, "pi_optim": optim, "scale": torch.tensor([2.5])} if wrapped else state
     file, out = saved(content, tmp_path / "soup.pt"), tmp_path / "new" / "agent.safetensors"
     convert.main(convert.Checkpoint(file, out, tasks=",".join(TASKS)))
-    agent, meta = newt.load(out)
+    agent, meta = agent_file.load(out)
 
     assert agent.tasks == tuple(TASKS) and agent.discount.tolist() == pytest.approx([0.99, 0.99, 0.975, 0.99])
     assert float(agent.q_scale) == (2.5 if wrapped else 1.0) and meta["step"] >= 12_000_000  # where plans are free
@@ -149,7 +150,7 @@ def test_a_single_task_agent_is_named_by_its_file_and_can_be_finetuned(mask, tmp
     params = small(size="B")
     out = tmp_path / "agent.safetensors"
     convert.main(convert.Checkpoint(saved(publish(params, None, mask), tmp_path / "walker-walk.pt"), out))
-    agent, _ = newt.load(out)
+    agent, _ = agent_file.load(out)
     assert agent.tasks == ("walker-walk",) and agent.cfg.size == "B" and agent.emb.shape == (1, 0)
     new = train.create_agent(
         train.Train(tasks="walker-run", demos="none", ckpt=out), ["walker-run"], torch.device("cpu")
@@ -179,7 +180,7 @@ def test_image_features_are_cut_off_the_encoder(tmp_path, capsys):
         state = publish(PARAMS | {"encoder.0.weight": weight}, DATA["task.emb"], DATA["task.mask"])
         out = tmp_path / f"{fill.__name__}.safetensors"
         convert.main(convert.Checkpoint(saved(state, tmp_path / "soup-rgb.pt"), out, tasks=",".join(TASKS)))
-        agent, _ = newt.load(out)
+        agent, _ = agent_file.load(out)
         assert agent.cfg.obs_dim == 16 and torch.equal(agent.params["encoder.0.weight"], PARAMS["encoder.0.weight"])
         assert ("warning: " in capsys.readouterr().out) == (fill is torch.ones)
 
@@ -241,7 +242,7 @@ def test_what_is_there_is_kept(tmp_path, capsys):
     out.write_text("mine")
     assert "--overwrite" in fails(capsys, convert.Checkpoint(file, out)) and out.read_text() == "mine"
     convert.main(convert.Checkpoint(file, out, overwrite=True))
-    assert newt.load(out)[0].tasks == ("walker-walk",)
+    assert agent_file.load(out)[0].tasks == ("walker-walk",)
     (tmp_path / "folder").mkdir()
     assert "folder exists" in fails(capsys, convert.Checkpoint(file, tmp_path / "folder", overwrite=True))
     assert "File exists" in fails(capsys, convert.Checkpoint(file, file / "out.safetensors"))
@@ -252,7 +253,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, capsys, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(newt.safetensors.torch, "save_file", full)
+    monkeypatch.setattr(agent_file.safetensors.torch, "save_file", full)
     file = saved(publish(small(), None, None), tmp_path / "walker-walk.pt")
     assert "No space left" in fails(capsys, convert.Checkpoint(file, tmp_path / "out.safetensors"))
     assert [p.name for p in tmp_path.iterdir()] == ["walker-walk.pt"]

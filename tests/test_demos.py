@@ -283,12 +283,13 @@ def test_attempt_replays_exactly_in_a_fresh_environment(task, tmp_path):
 def test_an_agent_demonstrates(tmp_path):
     import torch
 
+    import agent_file
     import newt
 
     cfg = newt.Config(size="XS", task_dim=0, num_samples=16, num_elites=4, num_pi=4, iterations=1)
     agent = newt.create(cfg, ["pygame-cowboy"], torch.zeros(1, 0), [1], [0.99])
-    newt.save(tmp_path / "a.safetensors", agent, 0)
     ckpt = tmp_path / "a.safetensors"
+    agent_file.save(ckpt, agent, 0)
     experts.attempt(origin("pygame-cowboy", "agent", ckpt), 0, tmp_path / "x.safetensors", ckpt)
     demo = demo_format.load(tmp_path / "x.safetensors", "pygame-cowboy")
     assert len(demo.obs) == 501 and demo.meta["source"] == "agent" and demo.action[1:].std() > 0

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import agent_file
 import envs
 import eval as evaluation
 import language
@@ -33,7 +34,7 @@ def ckpt(tmp_path_factory) -> Path:
     emb = language.embed([row.sentence for row in rows])
     agent = newt.create(cfg, TASKS, emb, [row.action_dim for row in rows], [row.discount for row in rows], seed=3)
     path = tmp_path_factory.mktemp("ckpt") / "agent.safetensors"
-    newt.save(path, agent, step=1234)
+    agent_file.save(path, agent, step=1234)
     return path
 
 
@@ -61,7 +62,7 @@ def test_random_policy_is_what_a_plain_loop_gives(ckpt):
     """Episode seeds and auto-reset leave the tasks as they are: returns agree with a loop over envs.make."""
     from envs.vector import episode_seed
 
-    agent, _ = newt.load(ckpt)
+    agent, _ = agent_file.load(ckpt)
     played = evaluation.evaluate(agent, ["mw-reach"], 2, seed=7, policy="random", workers=1)["mw-reach"]
     draws = np.random.default_rng(7).uniform(-1, 1, (100, 2, 16)).astype(np.float32)  # step, environment, action
     for i in range(2):
@@ -73,7 +74,7 @@ def test_random_policy_is_what_a_plain_loop_gives(ckpt):
 
 
 def test_many_episodes_come_in_rounds(ckpt, monkeypatch):
-    agent, _ = newt.load(ckpt)
+    agent, _ = agent_file.load(ckpt)
     monkeypatch.setattr(evaluation, "ENVS_AT_ONCE", 4)
     played = evaluation.evaluate(agent, TASKS, 5, seed=0, policy="policy", workers=1)
     assert {name: len(episodes) for name, episodes in played.items()} == dict.fromkeys(TASKS, 5)
@@ -81,7 +82,7 @@ def test_many_episodes_come_in_rounds(ckpt, monkeypatch):
 
 
 def test_evaluation_leaves_training_alone(ckpt):
-    agent, _ = newt.load(ckpt)
+    agent, _ = agent_file.load(ckpt)
     state, params = agent.generator.get_state(), {k: v.clone() for k, v in agent.params.items()}
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -127,7 +128,7 @@ def test_curves(tmp_path):
 def test_video(ckpt, tmp_path):
     import imageio.v2 as imageio
 
-    agent, _ = newt.load(ckpt)
+    agent, _ = agent_file.load(ckpt)
     try:
         evaluation.record(agent, TASKS, tmp_path / "grid.mp4", planner=False)
     except RuntimeError as error:

@@ -19,6 +19,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
+import agent_file
 import checkpoint
 import demo_format
 import envs
@@ -167,7 +168,7 @@ def test_finetuning_keeps_the_network_and_changes_the_tasks(finished):
     source = finished[0] / "whole" / "agent.safetensors"
     cfg = train.parse([*SMALL, "--tasks", "mw-push,mw-drawer-open", "--ckpt", str(source), "--size", "S"])
     agent = train.create_agent(cfg, ["mw-push", "mw-drawer-open"], torch.device("cpu"))
-    saved, _ = newt.load(source)
+    saved, _ = agent_file.load(source)
     assert agent.cfg.size == "XS" and agent.tasks == ("mw-push", "mw-drawer-open")
     assert all(torch.equal(agent.params[name], value) for name, value in saved.params.items())
     assert agent.q_scale == saved.q_scale and not agent.model_optim.state
@@ -377,7 +378,7 @@ def test_command_line_exit_code(tmp_path):
 
 @pytest.mark.parametrize("phase", ["pretrain", "online"])
 def test_what_is_not_a_number_stops_before_the_step(finished, phase):
-    agent, _ = newt.load(finished[0] / "whole" / "agent.safetensors")
+    agent, _ = agent_file.load(finished[0] / "whole" / "agent.safetensors")
     generator = torch.Generator().manual_seed(0)
     h, b, cfg = agent.cfg.horizon, 16, agent.cfg
     obs = torch.randn(h + 1, b, cfg.obs_dim, generator=generator)
