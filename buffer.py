@@ -399,3 +399,7 @@ class Collector:
             self._t[i] = 0
             self._obs[i, 0] = obs[i]
         return finished
+
+    def rewards(self, i: int, steps: int) -> np.ndarray:
+        """Of the episode of so many steps that environment i finished in the last `add`: (steps,)."""
+        return self._reward[i, 1 : steps + 1]
