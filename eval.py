@@ -174,7 +174,7 @@ def mean_of_defined(rows: list) -> np.ndarray:
 def table(results: dict[str, list[Episode]]) -> str:
     """Per task, per suite and overall, as text. A suite's row is the mean over its tasks.
 
-    What isn't defined is shown as "-" and in no mean. Tasks of one's own may end early: their episodes' length is shown.
+    What isn't defined is shown as "-" and in no mean. Own tasks may end early, so their episodes' length is shown.
     """
     timed = any(":" in name for name in results)
     width = max([len(envs.label(name)) for name in results] + [len("mean of suites")]) + 2
@@ -334,7 +334,8 @@ def main(cfg: Eval) -> None:
         cfg.json.write_text(json.dumps(report, indent=1))
     if cfg.video:
         for name in tqdm(tasks, desc="video", unit="task"):
-            record(agent, [name], cfg.video / f"{envs.file_name(name)}.mp4", cfg.seed, meta["step"], cfg.planner == "on")
+            path = cfg.video / f"{envs.file_name(name)}.mp4"
+            record(agent, [name], path, cfg.seed, meta["step"], cfg.planner == "on")
 
 
 def run(main_function, *args) -> None:

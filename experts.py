@@ -163,7 +163,8 @@ def play(env, player, seed: int, number: int) -> Demos:
             action = script.send((obs, info))
     arrays = [np.asarray(x, dtype=np.float32) for x in (rows, actions, rewards)]
     ends = [np.array([x], np.float32) for x in (np.nansum(arrays[2]), info["success"], info["score"])]
-    return Demos(*arrays, np.array([0, len(rows)]), *ends, np.array([seed]), {"terminated": [True]} if terminated else {})
+    meta = {"terminated": [True]} if terminated else {}
+    return Demos(*arrays, np.array([0, len(rows)]), *ends, np.array([seed]), meta)
 
 
 def attempt(

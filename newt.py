@@ -10,7 +10,7 @@ Learning (batch: B slices of H transitions, time first; rho_t = 0.5^t normalised
                   sum_t rho_t [(p(z_t) - a_t)^2 - 1e-4 entropy - mean_{2 of K} Q(z_t, p(z_t)) / S]
 
 S ("q_scale") is the running 5..95 % range of Q. Where a_t ended an episode for good, td_t = r_t, and o_{t+1} is the
-absorbing state (buffer.py): its latent is predicted like any other, and is worth nothing, so that plans see ends coming.
+absorbing state (buffer.py): its latent is predicted like any other, and worth nothing, so that plans see ends coming.
 Papers: Newt (arXiv 2511.19584), TD-MPC2 (arXiv 2310.16828). Where the published code behaves unexpectedly the
 difference is named at its place ("Upstream quirk", "Differs from upstream").
 

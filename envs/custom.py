@@ -1,7 +1,7 @@
 """Your own tasks beside the benchmark's: `gym:<id>` and `module:function`.
 
     gym:Pendulum-v1       any registered Gymnasium environment with Box actions; observations are flattened
-    my_robot:make_reach   make_reach(render_mode=...) -> gymnasium.Env, from a module in the current folder, or installed
+    my_robot:make_reach   make_reach(render_mode=...) -> gymnasium.Env; the module is in the current folder or installed
 
 The environment is adapted to the contract at the top of envs/__init__.py, except for its ends: an episode is over when
 the environment says so, and lasts at most `max_episode_steps` of its spec (or its attribute `episode_length`). Actions
@@ -65,7 +65,7 @@ def score_range(name: str, env: gym.Env) -> tuple[float, float] | None:
     except (TypeError, ValueError):
         low = high = np.nan
     if not -np.inf < low < high < np.inf:
-        raise ValueError(f"task {name!r} has the score_range {bounds!r}; it is (low, high), the returns of score 0 and 1")
+        raise ValueError(f"task {name!r} has score_range {bounds!r}, not (low, high), the returns that score 0 and 1")
     return low, high
 
 
