@@ -5,7 +5,14 @@
 
 so a slice never crosses an episode border and never shows that NaN. An episode's rows are contiguous modulo the
 capacity; a new episode evicts the oldest ones it would overlap. Sampling is index arithmetic over a table of episodes:
-no loop over the batch, and the cost does not depend on how much is stored. What is drawn uniformly:
+no loop over the batch, and the cost does not depend on how much is stored.
+
+An episode that was cut off (truncated) goes on after its last row, where nobody looked: a slice ends there at the
+latest. One that is over (terminated) leads from its last step into the absorbing state: reward 0 and itself for ever,
+whatever is done, seen as zeros with a 1 in the last input. That state is not stored but made while sampling: slices
+begin anywhere in such an episode, its end included, and what lies behind the end is the absorbing state. So a world
+model learns the end as one more thing that it can see coming, and neither network nor planner has a part for it.
+What is drawn uniformly:
 
     by="episode"  an episode, then a start in it (published): short episodes are drawn far more often per step
     by="task"     a task, then any of its starts: every task gets the same share of the batch
@@ -39,6 +46,7 @@ class Batch(NamedTuple):
     action: Tensor  # (H, B, A) float32
     reward: Tensor  # (H, B) float32
     task: Tensor  # (B,) int64
+    terminated: Tensor | float = 0.0  # (H, B) float32: 1 where obs[t + 1] is the absorbing state, whose value is 0
 
 
 def gigabytes(capacity: int, obs_dim: int, action_dim: int, obs_dtype: torch.dtype = torch.float32) -> float:
@@ -80,7 +88,7 @@ class Buffer:
             raise ValueError(f"no memory for a buffer of {need:.1f} GB on {device}; choose a smaller one") from error
         # The table of episodes, oldest first. Rows are counted from the first one ever written; modulo capacity gives
         # the place. numpy arrays that double when full: `_table[:, _oldest:_end]` are the episodes stored now.
-        self._table = np.zeros((3, 1024), dtype=np.int64)  # start row, number of rows, task
+        self._table = np.zeros((4, 1024), dtype=np.int64)  # start row, number of rows, task, 1 if terminated
         self._oldest = self._end = 0
         self._dropped = 0  # episodes that left the table when it was compacted
         self._row = 0  # next row to write
@@ -107,10 +115,11 @@ class Buffer:
 
     # ---------------------------------------------------------------- writing
 
-    def add(self, obs: Tensor, action: Tensor, reward: Tensor, task: int) -> None:
+    def add(self, obs: Tensor, action: Tensor, reward: Tensor, task: int, terminated: bool = False) -> None:
         """Store one finished episode of T >= 1 steps.
 
         obs (T+1, <=O), action (T+1, <=A), reward (T+1,): torch or numpy; narrower ones are padded with zeros.
+        terminated: its last step was the end of everything, not only of this episode; then obs leaves input O-1 free.
         Row 0's action and reward are ignored. Raises ValueError, one line: shapes, more rows than the capacity, numbers
         that are not finite, or an observation that obs_dtype cannot hold exactly.
         """
@@ -125,7 +134,9 @@ class Buffer:
             raise ValueError(f"an episode of {rows} rows does not fit into a buffer of {self.capacity}")
         if not (obs.isfinite().all() and action[1:].isfinite().all() and reward[1:].isfinite().all()):
             raise ValueError(f"an episode of task {task} holds numbers that are not finite")
-        self._write(self._encode(obs), action, reward, task)
+        if terminated and obs.shape[1] == self._obs.shape[1] and obs[:, -1].any():
+            raise ValueError(f"task {task} terminates, so it needs obs_dim {obs.shape[1] + 1}: the last input tells")
+        self._write(self._encode(obs), action, reward, task, terminated)
 
     def _encode(self, obs: Tensor) -> Tensor:
         """Observation as it is stored; ValueError if that would change it."""
@@ -141,7 +152,7 @@ class Buffer:
         # A tensor, not the number 255: CUDA multiplies by a number's rounded reciprocal, the last bit would differ.
         return stored.float() / torch.full((), 255.0, device=stored.device)
 
-    def _write(self, stored: Tensor, action: Tensor, reward: Tensor, task: int) -> None:
+    def _write(self, stored: Tensor, action: Tensor, reward: Tensor, task: int, terminated: bool) -> None:
         rows = len(stored)
         while self._oldest < self._end and self._row + rows - self._table[0, self._oldest] > self.capacity:
             self._oldest += 1
@@ -153,9 +164,9 @@ class Buffer:
         if self._end == self._table.shape[1]:
             live = self._table[:, self._oldest : self._end]
             self._dropped += self._oldest
-            self._table = np.concatenate([live, np.zeros((3, max(1024, live.shape[1])), np.int64)], 1)
+            self._table = np.concatenate([live, np.zeros((4, max(1024, live.shape[1])), np.int64)], 1)
             self._oldest, self._end = 0, live.shape[1]
-        self._table[:, self._end] = self._row, rows, task
+        self._table[:, self._end] = self._row, rows, task, terminated
         self._end += 1
         self._row += rows
         self._index = {}
@@ -165,22 +176,24 @@ class Buffer:
     def _starts(self, horizon: int, by: By) -> tuple[Tensor, ...]:
         """Tables for drawing a start, made once after the content changed.
 
-        Episodes long enough for a slice, sorted by task if needed: row, task and number of starts (E,), the starts
-        before each (E+1,), and for by="task" the range of starts that each task owns (S, 2).
+        Episodes long enough for a slice, sorted by task if needed: row, task, number of starts, steps and whether it
+        terminated (E,), the starts before each (E+1,), and for by="task" the range of starts of each task (S, 2).
         """
         if (horizon, by) not in self._index:
-            start, rows, task = self._table[:, self._oldest : self._end]
-            counts = rows - horizon
+            start, rows, task, terminated = self._table[:, self._oldest : self._end]
+            counts = np.where(terminated, rows, rows - horizon)
             keep = np.flatnonzero(counts > 0)
             if by == "task":
                 keep = keep[np.argsort(task[keep], kind="stable")]
             if not len(keep):
                 raise ValueError(f"nothing to sample: none of {self.episodes} episodes has {horizon} steps")
-            start, task, counts = start[keep], task[keep], counts[keep]
+            start, task, counts, length, terminated = (
+                x[keep] for x in (start, task, counts, rows - 1, terminated > 0)
+            )
             before = np.concatenate([[0], counts.cumsum()])
             first = np.flatnonzero(np.diff(task, prepend=task[0] - 1))  # where the next task begins
             share = np.stack([before[first], before[np.append(first[1:], len(task))]], 1)
-            tables = (start, task, counts, before, share)
+            tables = (start, task, counts, length, terminated, before, share)
             self._index[horizon, by] = tuple(torch.from_numpy(x).to(self.device) for x in tables)
         return self._index[horizon, by]
 
@@ -196,7 +209,7 @@ class Buffer:
             raise ValueError(f"batch_size and horizon must be at least 1, got {batch_size} and {horizon}")
         if by not in ("episode", "task", "step"):
             raise ValueError(f"by is episode, task or step, not {by!r}")
-        start, task, counts, before, share = self._starts(horizon, by)
+        start, task, counts, length, terminated, before, share = self._starts(horizon, by)
         # float64: with float32 the last of many million starts could not be told apart
         u = torch.rand(2, batch_size, dtype=torch.float64, generator=generator, device=self.device)
         if by == "episode":
@@ -207,11 +220,16 @@ class Buffer:
             number = low + (u[1] * (high - low)).long()
             episode = torch.searchsorted(before, number, right=True) - 1
             offset = number - before[episode]
-        steps = torch.arange(horizon + 1, device=self.device).unsqueeze(1)
-        rows = ((start[episode] + offset) % self.capacity + steps) % self.capacity  # (H+1, B)
-        obs = self._obs.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-        action = self._action.index_select(0, rows[1:].flatten()).unflatten(0, (horizon, batch_size))
-        return Batch(self._decode(obs), action, self._reward[rows[1:]], task[episode])
+        # Behind the end of a terminated episode its actions come round again: the absorbing state answers to any.
+        step = offset + torch.arange(horizon + 1, device=self.device).unsqueeze(1)  # (H+1, B)
+        length, over = length[episode], terminated[episode] & (step >= length[episode])
+        rows = (start[episode] + step) % self.capacity
+        led = (start[episode] + 1 + (step[1:] - 1) % length) % self.capacity
+        obs = self._decode(self._obs.index_select(0, rows.flatten()).unflatten(0, rows.shape))
+        obs.masked_fill_(over.unsqueeze(-1), 0)[..., -1].masked_fill_(over, 1)
+        action = self._action.index_select(0, led.flatten()).unflatten(0, (horizon, batch_size))
+        reward = self._reward[led].masked_fill(over[:-1], 0)
+        return Batch(obs, action, reward, task[episode], over[1:].float())
 
     # ---------------------------------------------------------------- files
 
@@ -234,10 +252,12 @@ class Buffer:
                 path.unlink()
         first, end = max(self._saved, self.first_episode), self.total_episodes
         if first < end:
-            start, rows, task = self._table[:, first - self._dropped : self._end]
+            start, rows, task, terminated = self._table[:, first - self._dropped : self._end]
             place = torch.arange(int(start[0]), self._row, device=self.device) % self.capacity
             tensors = {"obs": self._obs[place], "action": self._action[place], "reward": self._reward[place]}
             tensors |= {"table": torch.from_numpy(np.stack([start, rows, task]))}
+            if terminated.any():  # tasks that never end have files without it
+                tensors |= {"terminated": torch.from_numpy(terminated)}
             path = folder / f"episodes-{first:09d}-{end:09d}.safetensors"
             write_atomically(path, tensors)
         self._saved = end
@@ -256,13 +276,15 @@ class Buffer:
             try:
                 with safetensors.safe_open(path, "pt") as file:
                     obs, action, reward, table = (file.get_tensor(x) for x in ("obs", "action", "reward", "table"))
+                    none = torch.zeros(table.shape[-1], dtype=torch.int64)
+                    terminated = file.get_tensor("terminated") if "terminated" in file.keys() else none
             except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path} is not a complete file of episodes ({error})") from error
             n = reward.numel()
-            shapes = [(n, *self._obs.shape[1:]), (n, *self._action.shape[1:]), (n,), (3, end - first)]
-            fits = [tuple(x.shape) for x in (obs, action, reward, table)] == shapes
-            types = obs.dtype, action.dtype, reward.dtype, table.dtype
-            known = types == (self._obs.dtype, torch.float32, torch.float32, torch.int64)
+            shapes = [(n, *self._obs.shape[1:]), (n, *self._action.shape[1:]), (n,), (3, end - first), (end - first,)]
+            fits = [tuple(x.shape) for x in (obs, action, reward, table, terminated)] == shapes
+            types = obs.dtype, action.dtype, reward.dtype, table.dtype, terminated.dtype
+            known = types == (self._obs.dtype, torch.float32, torch.float32, torch.int64, torch.int64)
             if not fits or not known or first != expected:
                 raise ValueError(f"{path} does not fit this buffer: other sizes, or files before it are missing")
             if not self._row:
@@ -270,7 +292,7 @@ class Buffer:
             # Each episode lies behind the one before; what comes out of a file must not index anything else.
             rows, start = table[1], table[1].cumsum(0) - table[1]
             sound = ((rows >= 2) & (rows <= min(n, self.capacity))).all() and rows.sum() == n and 0 <= self._row < 2**60
-            known = ((table[2] >= 0) & (table[2] < tasks)).all()
+            known = ((table[2] >= 0) & (table[2] < tasks) & ((terminated == 0) | (terminated == 1))).all()
             if not sound or not known or not torch.equal(table[0], self._row + start):
                 raise ValueError(f"{path} is damaged or from another run: its table of episodes does not fit")
             later = torch.ones(n, dtype=torch.bool)
@@ -278,8 +300,8 @@ class Buffer:
             if not (obs.isfinite().all() and action[later].isfinite().all() and reward[later].isfinite().all()):
                 raise ValueError(f"{path} is damaged: it holds numbers that are not finite")
             at = 0
-            for rows, task in table[1:].T.tolist():
-                self._write(obs[at : at + rows], action[at : at + rows], reward[at : at + rows], task)
+            for (rows, task), over in zip(table[1:].T.tolist(), terminated.tolist(), strict=True):
+                self._write(obs[at : at + rows], action[at : at + rows], reward[at : at + rows], task, bool(over))
                 at += rows
             expected = end
         if (self.first_episode, self.total_episodes) != (first_episode, total_episodes):
@@ -360,11 +382,13 @@ class Collector:
         final_obs: np.ndarray,
         obs: np.ndarray,
         dropped: np.ndarray | None = None,
+        terminated: np.ndarray | None = None,
     ) -> list[tuple[int, float, int]]:
         """One step of all environments; episodes that end go to the buffer.
 
         action (n, A), reward, done (n,); final_obs (n, O) what the action led to; obs (n, O) the same, or where done
-        the next episode's first observation; dropped (n,) bool, the unfinished episode is void and obs begins another.
+        the next episode's first observation; dropped (n,) bool, the unfinished episode is void and obs begins another;
+        terminated (n,) bool, where done: it is over, and not only cut off.
         -> finished ones as (environment, return, steps).
         """
         if (self._t < 0).any():
@@ -376,12 +400,18 @@ class Collector:
             raise ValueError(f"environment {late} did not end within max_steps {self._reward.shape[1] - 1}")
         self._obs[every, self._t], self._action[every, self._t] = final_obs, action
         self._reward[every, self._t] = reward
-        finished, void = [], np.zeros(len(every), bool) if dropped is None else dropped
+        none = np.zeros(len(every), bool)
+        finished, void, over = [], none if dropped is None else dropped, none if terminated is None else terminated
         for i in np.flatnonzero(done | void).tolist():
             if not void[i]:
                 rows = slice(0, self._t[i] + 1)
-                buffer.add(self._obs[i, rows], self._action[i, rows], self._reward[i, rows], int(self._task[i]))
+                episode = self._obs[i, rows], self._action[i, rows], self._reward[i, rows]
+                buffer.add(*episode, int(self._task[i]), bool(over[i]))
                 finished.append((i, float(self._reward[i, 1 : self._t[i] + 1].sum()), int(self._t[i])))
             self._t[i] = 0
             self._obs[i, 0] = obs[i]
         return finished
+
+    def rewards(self, i: int, steps: int) -> np.ndarray:
+        """Of the episode of so many steps that environment i finished in the last `add`: (steps,)."""
+        return self._reward[i, 1 : steps + 1]

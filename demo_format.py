@@ -2,7 +2,8 @@
 
 File <task>.safetensors: obs (N, O), action (N, A), reward (N,), episode_start (E+1,), and per episode return, success,
 score, seed; JSON under "newt_demos" in the header. Row t of an episode is obs_t and the action and reward that led to
-it; the first row's action and reward are NaN. Replaying the actions after reset(seed=) gives the same observations.
+it; the first row's action and reward are NaN. Where episodes may be over before their time, "terminated" in the JSON is
+a list of which are. Replaying the actions after reset(seed=) gives the same observations.
 Test: pytest tests/test_demos.py
 """
 
@@ -33,6 +34,11 @@ class Demos(NamedTuple):
     seed: np.ndarray  # (E,) int64, for env.reset
     meta: dict
 
+    @property
+    def terminated(self) -> list[bool]:
+        """Of each episode: its last step was the end of everything, not only of the time for it."""
+        return self.meta.get("terminated", [False] * len(self.ret))
+
 
 def save(path: Path, demo: Demos) -> None:
     """Write a file; whatever happens, what stands at `path` is the old file or the whole new one."""
@@ -58,11 +64,12 @@ def join(parts: list[Demos], meta: dict) -> Demos:
 
 
 def episode(demo: Demos, e: int) -> Demos:
-    """One episode alone; its meta is that of the whole."""
+    """One episode alone; its meta is that of the whole, but for "terminated"."""
     rows = slice(int(demo.episode_start[e]), int(demo.episode_start[e + 1]))
     ends = (getattr(demo, name)[e : e + 1] for name in ("ret", "success", "score", "seed"))
     start = np.array([0, rows.stop - rows.start])
-    return Demos(demo.obs[rows], demo.action[rows], demo.reward[rows], start, *ends, demo.meta)
+    meta = demo.meta | ({"terminated": [demo.terminated[e]]} if "terminated" in demo.meta else {})
+    return Demos(demo.obs[rows], demo.action[rows], demo.reward[rows], start, *ends, meta)
 
 
 def check(demo: Demos, path: Path, task: str) -> Demos:
@@ -75,6 +82,8 @@ def check(demo: Demos, path: Path, task: str) -> Demos:
     # No negative ones: with them the differences could wrap around.
     if wrong or len(start) < 2 or start[0] != 0 or start[-1] != n or start.min() < 0 or (np.diff(start) < 2).any():
         raise ValueError(f"{path}: shapes do not fit {task} or each other ({', '.join(wrong) or 'episode_start'})")
+    if not isinstance(demo.terminated, list) or [type(x) for x in demo.terminated] != [bool] * (len(start) - 1):
+        raise ValueError(f"{path}: \"terminated\" must be a list of true and false, one for each of its episodes")
     first = np.zeros(n, bool)
     first[start[:-1]] = True
     numbers = np.concatenate([demo.action, demo.reward[:, None]], 1)

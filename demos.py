@@ -29,14 +29,15 @@ from envs.browse import film, in_processes
 def overview(folder: Path) -> list[dict]:
     """A row for each task with a file, and for each of which attempts are left that came to nothing."""
     rows = []
-    for name in sorted({p.stem for p in folder.glob("*.safetensors")} | {p.name for p in folder.glob("attempts/*")}):
-        path = folder / f"{name}.safetensors"
+    files = {p.stem for p in folder.glob("*.safetensors")} | {p.name for p in folder.glob("attempts/*")}
+    for name in sorted(map(envs.task_name, files)):
+        path = folder / f"{envs.file_name(name)}.safetensors"
         if path.is_file():
             demo = load(path, name)
             kept, tried = len(demo.ret), demo.meta["tried"]
             cpu = demo.meta.get("tried_cpu_seconds", np.nan) / kept  # older files don't say
         else:
-            files = sorted((folder / "attempts" / name).glob("*.safetensors"))
+            files = sorted((folder / "attempts" / envs.file_name(name)).glob("*.safetensors"))
             if not files:
                 continue
             demo = join(parts := [load(file, name) for file in files], parts[0].meta)
@@ -170,7 +171,8 @@ def main_list(cfg: List) -> None:
 
 
 def main_play(cfg: Play) -> None:
-    demo, out = load(cfg.file, cfg.file.stem), cfg.out or Path(f"{cfg.file.stem}.mp4")
+    task, out = envs.task_name(cfg.file.stem), cfg.out or Path(f"{cfg.file.stem}.mp4")
+    demo = load(cfg.file, task)
     if not 0 <= cfg.episode < len(demo.ret):
         raise ValueError(f"{cfg.file} has episodes 0 to {len(demo.ret) - 1}, not {cfg.episode}")
     if not out.absolute().parent.is_dir():
@@ -178,7 +180,7 @@ def main_play(cfg: Play) -> None:
     if demo.seed[cfg.episode] < 0:
         raise ValueError(f"{cfg.file} doesn't say from which start its actions go (converted files don't)")
     one = episode(demo, cfg.episode)
-    env = envs.make(cfg.file.stem, render_mode="rgb_array")
+    env = envs.make(task, render_mode="rgb_array")
     env.reset(seed=int(one.seed[0]))
     info = film(env, one.action[1:], out)
     env.close()
@@ -188,10 +190,11 @@ def main_play(cfg: Play) -> None:
 
 def replay(path: Path) -> str:
     """What is wrong with the first episode of a file, or nothing."""
-    one = episode(load(path, path.stem), 0)
+    task = envs.task_name(path.stem)
+    one = episode(load(path, task), 0)
     if one.seed[0] < 0:
         return "no seed is recorded"
-    env = envs.make(path.stem)
+    env = envs.make(task)
     obs, _ = env.reset(seed=int(one.seed[0]))
     for t in range(1, len(one.obs)):
         obs, reward, *_ = env.step(one.action[t])

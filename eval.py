@@ -63,8 +63,9 @@ RANGES = {"episodes": (1, 10**6), "seed": (0, 2**32 - 1), "workers": (0, 4096)}
 
 class Episode(NamedTuple):
     ret: float  # undiscounted sum of rewards
-    success: float  # at the last step
+    success: float  # at the last step; like score, NaN where a task of one's own doesn't define it
     score: float  # in [0, 1], at the last step
+    length: int = 0  # agent steps
 
 
 def share_cores(size: str) -> None:
@@ -98,7 +99,8 @@ def evaluate(
 ) -> dict[str, list[Episode]]:
     """Run `episodes` whole episodes of every task; many environments at once, tasks of equal length together.
 
-    tasks: names known to the agent. step: environment steps trained so far (constrained planning).
+    tasks: names known to the agent. step: environment steps trained so far (constrained planning). An episode that says
+    nothing of success, of a task of which another does, had none.
     """
     groups = defaultdict(list)
     for name in tasks:
@@ -121,29 +123,44 @@ def evaluate(
                     for name, episode in zip(names, played, strict=True):
                         results[name] += [episode] if episode else []
                     number += 1
-    return {name: played[:episodes] for name, played in results.items()}
+    results = {name: played[:episodes] for name, played in results.items()}
+    for name, played in results.items():
+        for field in ("success", "score"):
+            values = [getattr(e, field) for e in played]
+            if not np.isnan(values).all():
+                results[name] = [e._replace(**{field: float(np.nan_to_num(getattr(e, field)))}) for e in results[name]]
+    return results
 
 
 def _play(agent, vector, names, obs, length, policy, step, generator, random, bar) -> list[Episode | None]:
-    """One episode in each environment, all of the same length; None if a fault of the simulator cut it off."""
+    """One episode in each environment, of at most `length` steps; None if a fault of the simulator cut it off.
+
+    Where one ends early, the environment goes on with its next one, of which nothing counts.
+    """
     cfg, device, n = agent.cfg, agent.device, len(names)
     task = torch.tensor([agent.tasks.index(name) for name in names], device=device)
     mask = agent.mask[task].cpu().numpy()
     warm = torch.zeros(n, cfg.horizon, cfg.action_dim, device=device)
-    first, returns, cut = torch.ones(n, dtype=torch.bool, device=device), np.zeros(n), np.zeros(n, bool)
-    for _ in range(length):
+    first, returns, played = torch.ones(n, dtype=torch.bool, device=device), np.zeros(n), [None] * n
+    running = np.ones(n, bool)
+    for t in range(length):
         if policy == "random":
             action = random.uniform(-1, 1, (n, cfg.action_dim)).astype(np.float32) * mask
         else:
             x = torch.as_tensor(obs, device=device)
             plan = newt.act(agent, x, task, warm, first, step, use_planner=policy == "planner", generator=generator)
-            action, warm, first = plan.action.cpu().numpy(), plan.mean, torch.zeros_like(first)
+            action, warm = plan.action.cpu().numpy(), plan.mean
         result = vector.step(action)
-        obs, returns, cut = result.obs, returns + result.reward, cut | result.dropped
+        obs, returns, first = result.obs, returns + result.reward, torch.as_tensor(result.done | result.dropped)
+        first = first.to(device)
+        for i in np.flatnonzero(running & result.done):
+            played[i] = Episode(*(float(x[i]) for x in (returns, result.success, result.score)), t + 1)
+        running &= ~(result.done | result.dropped)
         bar.update(n)
-    assert (result.done | cut).all(), "environments of one group end together"
-    rows = zip(returns, result.success, result.score, strict=True)
-    return [None if lost else Episode(*map(float, row)) for row, lost in zip(rows, cut, strict=True)]
+        if not running.any():
+            break
+    bar.update(n * (length - t - 1))
+    return played
 
 
 def summarise(values: list[float]) -> tuple[float, float]:
@@ -152,82 +169,110 @@ def summarise(values: list[float]) -> tuple[float, float]:
     return float(x.mean()), float(1.96 * x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else 0.0
 
 
+def mean_of_defined(rows: list) -> np.ndarray:
+    """Mean over the first axis, of those that aren't NaN; NaN where all are."""
+    x = np.asarray(rows, dtype=np.float64)
+    return np.nansum(x, 0) / np.where(np.isnan(x).all(0), np.nan, (~np.isnan(x)).sum(0))
+
+
 def table(results: dict[str, list[Episode]]) -> str:
-    """Per task, per suite and overall, as text. A suite's row is the mean over its tasks."""
+    """Per task, per suite and overall, as text. A suite's row is the mean over its tasks.
+
+    What isn't defined is shown as "-" and in no mean. Own tasks may end early, so their episodes' length is shown.
+    """
+    timed = any(":" in name for name in results)
     width = max([len(envs.label(name)) for name in results] + [len("mean of suites")]) + 2
-    lines = [f"{'task':{width}}{'return':>18}{'success':>16}{'score':>16}"]
+    lines = [f"{'task':{width}}{'return':>18}{'success':>16}{'score':>16}" + f"{'length':>16}" * timed]
     suites = defaultdict(list)
     for name, episodes in results.items():
         cells = [summarise([getattr(e, field) for e in episodes]) for field in Episode._fields]
-        row = f"{cells[0][0]:10.1f} ±{cells[0][1]:6.1f}" + "".join(f"{m:9.3f} ±{h:5.3f}" for m, h in cells[1:])
+        row = f"{cells[0][0]:10.1f} ±{cells[0][1]:6.1f}" + "".join(f"{m:9.3f} ±{h:5.3f}" for m, h in cells[1:3])
+        row = re.sub("nan ±.{5}", "  -       ", row) + f"{cells[3][0]:9.1f} ±{cells[3][1]:5.1f}" * timed
         lines.append(f"{envs.label(name):{width}}{row}")
-        suites[envs.TASKS[name].domain].append(np.array([c[0] for c in cells]))
-    means = {suite: np.mean(rows, 0) for suite, rows in suites.items()}
+        suites[envs.TASKS[name].domain].append(np.array([c[0] for c in cells[:3]]))
+    means = {suite: mean_of_defined(rows) for suite, rows in suites.items()}
     lines.append("-" * len(lines[0]))
     for suite, (ret, success, score) in means.items():
-        lines.append(f"{f'{suite} ({len(suites[suite])})':{width}}{ret:10.1f}        {success:9.3f}       {score:9.3f}")
-    every = np.mean([row for rows in suites.values() for row in rows], 0)
-    lines.append(f"{'mean of tasks':{width}}{'':18}{every[1]:9.3f}       {every[2]:9.3f}")
-    lines.append(f"{'mean of suites':{width}}{'':18}{'':16}{np.mean([m[2] for m in means.values()]):9.3f}")
+        row = f"{ret:10.1f}        {success:9.3f}       {score:9.3f}"
+        lines.append(f"{f'{suite} ({len(suites[suite])})':{width}}{row.replace('nan', '  -')}")
+    every = mean_of_defined([row for rows in suites.values() for row in rows])
+    row = f"{'':18}{every[1]:9.3f}       {every[2]:9.3f}\n{'mean of suites':{width}}{'':18}{'':16}"
+    row += f"{mean_of_defined([m[2] for m in means.values()]):9.3f}"
+    lines.append(f"{'mean of tasks':{width}}{row.replace('nan', '  -')}")
     return "\n".join(lines + [envs.STAND_IN_NOTE] * any(envs.label(name) != name for name in results))
 
 
 def compare(stages: dict[str, dict[str, list]]) -> str:
     """Random policy, after pretraining, after online training side by side: score and return of every task.
 
-    stages: name -> task -> episodes as (return, success, score). The rows at the end are means over the
-    tasks of each suite, if there are several, and over all tasks.
+    stages: name -> task -> episodes as (return, success, score, length). The rows at the end are means over the
+    tasks of each suite, if there are several, and over all tasks. What isn't defined is shown as "-" and in no mean.
     """
     tasks = list(next(iter(stages.values())))
     width = max(len(envs.label(task)) for task in tasks) + 2
-    head = f"{'':{width}}{'score (0 to 1)':>{12 * len(stages)}}{'return':>{12 * len(stages)}}\n"
-    lines = [head + f"{'task':{width}}" + "".join(f"{stage:>12}" for stage in stages) * 2]
-    score, ret, success = (
+    timed = any(":" in task for task in tasks)  # own tasks may end early
+    head = f"{'':{width}}" + "".join(
+        f"{what:>{12 * len(stages)}}" for what in ["score (0 to 1)", "return"] + ["length"] * timed
+    )
+    lines = [f"{head}\n{'task':{width}}" + "".join(f"{stage:>12}" for stage in stages) * (2 + timed)]
+    score, ret, success, *length = (
         {stage: {task: np.mean([e[field] for e in played[task]]) for task in tasks} for stage, played in stages.items()}
-        for field in (2, 0, 1)
+        for field in (2, 0, 1, 3)[: 3 + timed]
     )
     for task in tasks:
-        cells = [f"{score[s][task]:12.3f}" for s in stages] + [f"{ret[s][task]:12.1f}" for s in stages]
+        cells = [f"{score[s][task]:12.3f}".replace("nan", "  -") for s in stages]
+        cells += [f"{x[s][task]:12.1f}" for x in (ret, *length) for s in stages]
         lines.append(f"{envs.label(task):{width}}" + "".join(cells))
     lines.append("-" * len(lines[-1]))
     suites = defaultdict(list)
     for task in tasks:
         suites[envs.TASKS[task].domain].append(task)
     for suite, members in suites.items() if len(suites) > 1 else ():
-        means = "".join(f"{np.mean([score[s][task] for task in members]):12.3f}" for s in stages)
-        lines.append(f"{f'{suite} ({len(members)})':{width}}{means}")
-    lines.append(f"{'mean':{width}}" + "".join(f"{np.mean(list(score[s].values())):12.3f}" for s in stages))
-    judged = [task for task in tasks if envs.TASKS[task].success_defined]
+        means = "".join(f"{mean_of_defined([score[s][task] for task in members]):12.3f}" for s in stages)
+        lines.append(f"{f'{suite} ({len(members)})':{width}}{means.replace('nan', '  -')}")
+    means = "".join(f"{mean_of_defined(list(score[s].values())):12.3f}" for s in stages)
+    lines.append(f"{'mean':{width}}{means.replace('nan', '  -')}")
+    defined = [task for task in tasks if not all(np.isnan(success[s][task]) for s in stages)]
+    judged = [task for task in defined if envs.TASKS[task].success_defined]
     if judged:
-        means = "".join(f"{np.mean([success[s][task] for task in judged]):12.3f}" for s in stages)
+        means = "".join(f"{mean_of_defined([success[s][task] for task in judged]):12.3f}" for s in stages)
+        means = means.replace("nan", "  -")
         lines.append(f"{'success':{width}}{means}   (mean over the {len(judged)} tasks that define it)")
     return "\n".join(lines + [envs.STAND_IN_NOTE] * any(envs.label(task) != task for task in tasks))
 
 
 def plot_curves(metrics: Path, path: Path) -> None:
-    """Score of every task against environment steps, as PNG: dots are evaluations, the line training episodes."""
+    """Score of every task, or return if it has none, against environment steps, as PNG.
+
+    Dots are evaluations, the line training episodes.
+    """
     import matplotlib
 
     matplotlib.use("Agg")  # files only: no display is needed
     import matplotlib.pyplot as plt
 
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    tasks = sorted({key.split("/")[1] for line in lines for key in line if re.fullmatch("eval/.+/score", key)})
+    keys = {key for line in lines for key in line}
+    found = [re.fullmatch("eval/(.+)/(?:score|ret)", key) for key in keys]  # own tasks' names may have slashes
+    tasks = sorted({match[1] for match in found if match})
+    scored = {task for task in tasks if f"eval/{task}/score" in keys}
     columns = min(4, len(tasks))
     rows = -(-len(tasks) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 0.5 + 2.2 * rows), squeeze=False, sharex=True,
-                                sharey=True, layout="constrained")  # fmt: skip
+                                sharey=len(scored) == len(tasks), layout="constrained")  # fmt: skip
     for axis in axes.flat[len(tasks) :]:
         axis.axis("off")
     for task, axis in zip(tasks, axes.flat, strict=False):
-        for key, style in ((f"train/{task}/score", "-"), (f"eval/{task}/score", "o")):
+        words = ("score", "score") if task in scored else ("return", "ret")
+        for key, style in ((f"train/{task}/{words[0]}", "-"), (f"eval/{task}/{words[1]}", "o")):
             points = [(line["step"], line[key]) for line in lines if key in line]
             if points:
                 axis.plot(*zip(*points, strict=True), style, alpha=0.5 if style == "-" else 1, markersize=4)
-        axis.set_title(task, fontsize=9)
-        axis.set_ylim(-0.05, 1.05)
+        axis.set_title(task if task in scored or not scored else f"{task} (return)", fontsize=9)
+        if task in scored:
+            axis.set_ylim(-0.05, 1.05)
     figure.supxlabel("environment steps (all tasks together)", fontsize=9)
-    figure.supylabel("score", fontsize=9)
+    figure.supylabel("score" if scored else "return", fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -246,14 +291,15 @@ def record(agent: newt.Agent, tasks: list[str], path: Path, seed: int = 0, step:
         obs, _ = env.reset(seed=seed)
         task = torch.tensor([agent.tasks.index(name)], device=agent.device)
         warm = torch.zeros(1, agent.cfg.horizon, agent.cfg.action_dim, device=agent.device)
-        first, frames, truncated = torch.ones(1, dtype=torch.bool, device=agent.device), [], False
-        while not truncated:
+        first, frames, over = torch.ones(1, dtype=torch.bool, device=agent.device), [], False
+        while not over:
             frames.append(env.render()[:: 2 if len(tasks) > 1 else 1, :: 2 if len(tasks) > 1 else 1])
             x = torch.zeros(1, agent.cfg.obs_dim, device=agent.device)
             x[0, : len(obs)] = torch.as_tensor(obs)
             plan = newt.act(agent, x, task, warm, first, step, use_planner=planner, generator=generator)
             warm, first = plan.mean, torch.zeros_like(first)
-            obs, _, _, truncated, _ = env.step(plan.action[0, : env.action_space.shape[0]].cpu().numpy())
+            obs, _, *ends, _ = env.step(plan.action[0, : env.action_space.shape[0]].cpu().numpy())
+            over = any(ends)
         env.close()
         clips.append(np.stack(frames))
     length, columns = max(map(len, clips)), int(np.ceil(np.sqrt(len(clips))))
@@ -285,12 +331,16 @@ def main(cfg: Eval) -> None:
     if cfg.json:
         report = {
             "ckpt": str(cfg.ckpt), "step": meta["step"], "seed": cfg.seed, "planner": cfg.planner,
-            "tasks": {name: [e._asdict() for e in episodes] for name, episodes in results.items()},
+            "tasks": {  # JSON has no NaN
+                name: [{k: None if np.isnan(x) else x for k, x in e._asdict().items()} for e in episodes]
+                for name, episodes in results.items()
+            },
         }  # fmt: skip
         cfg.json.write_text(json.dumps(report, indent=1))
     if cfg.video:
         for name in tqdm(tasks, desc="video", unit="task"):
-            record(agent, [name], cfg.video / f"{name}.mp4", cfg.seed, meta["step"], cfg.planner == "on")
+            path = cfg.video / f"{envs.file_name(name)}.mp4"
+            record(agent, [name], path, cfg.seed, meta["step"], cfg.planner == "on")
 
 
 def run(main_function, *args) -> None:

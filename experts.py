@@ -153,17 +153,18 @@ def play(env, player, seed: int, number: int) -> Demos:
     """One episode from reset(seed=): player(env, obs, number) acts."""
     obs, info = env.reset(seed=seed)
     rows, actions, rewards = [obs], [np.full(env.action_space.shape, np.nan)], [np.nan]
-    script, truncated = player(env, obs, number), False
+    script, terminated, truncated = player(env, obs, number), False, False
     action = next(script)
-    while not truncated:
+    while not (terminated or truncated):
         action = np.clip(action, -1, 1).astype(np.float32)
-        obs, reward, _, truncated, info = env.step(action)
+        obs, reward, terminated, truncated, info = env.step(action)
         rows.append(obs), actions.append(action), rewards.append(reward)
-        if not truncated:
+        if not (terminated or truncated):
             action = script.send((obs, info))
     arrays = [np.asarray(x, dtype=np.float32) for x in (rows, actions, rewards)]
     ends = [np.array([x], np.float32) for x in (np.nansum(arrays[2]), info["success"], info["score"])]
-    return Demos(*arrays, np.array([0, len(rows)]), *ends, np.array([seed]), {})
+    meta = {"terminated": [True]} if terminated else {}
+    return Demos(*arrays, np.array([0, len(rows)]), *ends, np.array([seed]), meta)
 
 
 def attempt(
@@ -186,7 +187,7 @@ def attempt(
             player = importlib.import_module(module_of(task, source)).player
     one = play(_environment(task), player, int(start_seed), number)
     spent = round(time.process_time() - start, 2)
-    save(path, one._replace(meta=origin | {"numbers": [number], "cpu_seconds": [spent]}))
+    save(path, one._replace(meta=origin | one.meta | {"numbers": [number], "cpu_seconds": [spent]}))
 
 
 def settings_of(task: str, source: Source, ckpt: Path | None = None) -> str:
@@ -242,11 +243,11 @@ class Work:
 
     @property
     def path(self) -> Path:
-        return self.folder / f"{self.task}.safetensors"
+        return self.folder / f"{envs.file_name(self.task)}.safetensors"
 
     @property
     def attempts(self) -> Path:
-        return self.folder / "attempts" / self.task
+        return self.folder / "attempts" / envs.file_name(self.task)
 
     def file(self, number: int) -> Path:
         return self.attempts / f"{number:04}.safetensors"
@@ -286,6 +287,7 @@ class Work:
             if same and demo.meta["source"] in (origin["source"], self.source):
                 for e, number in enumerate(demo.meta["numbers"]):
                     own = {name: [demo.meta[name][e]] for name in ("numbers", "cpu_seconds")}
+                    own |= {"terminated": [True]} if demo.terminated[e] else {}
                     self.tried[number] = episode(demo, e)._replace(meta=origin | own)
         self.judge()
 
@@ -366,7 +368,8 @@ class Work:
                 "recorded": len(self.numbers),
                 "played": played,
             }
-            save(self.path, join(self.kept, meta))
+            over = [a.terminated[0] for a in self.kept]
+            save(self.path, join(self.kept, meta | ({"terminated": over} if any(over) else {})))
             if self.finished:
                 shutil.rmtree(self.attempts, ignore_errors=True)
         best = max((float(a.score[0]) for a in self.tried.values()), default=0)
@@ -396,7 +399,7 @@ def make_all(
     """
     folder, todo, failed, played = Path(folder), [], [], Counter()
     for task in tasks:
-        path = folder / f"{task}.safetensors"
+        path = folder / f"{envs.file_name(task)}.safetensors"
         meta = load(path, task).meta if path.is_file() else {}
         foreign = meta and meta.get("source") not in TRIES  # converted, not made here: nothing can be added
         recorded, own = sources_of(task, source, seed)

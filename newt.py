@@ -9,7 +9,8 @@ Learning (batch: B slices of H transitions, time first; rho_t = 0.5^t normalised
     online      : model loss, then a policy step on the detached z_t with
                   sum_t rho_t [(p(z_t) - a_t)^2 - 1e-4 entropy - mean_{2 of K} Q(z_t, p(z_t)) / S]
 
-S ("q_scale") is the running 5..95 % range of Q. There are no termination terms: every task runs for a fixed time.
+S ("q_scale") is the running 5..95 % range of Q. Where a_t ended an episode for good, td_t = r_t, and o_{t+1} is the
+absorbing state (buffer.py): its latent is predicted like any other, and worth nothing, so that plans see ends coming.
 Papers: Newt (arXiv 2511.19584), TD-MPC2 (arXiv 2310.16828). Where the published code behaves unexpectedly the
 difference is named at its place ("Upstream quirk", "Differs from upstream").
 
@@ -271,7 +272,8 @@ def td_target(
 ) -> tuple[Tensor, Tensor]:
     """Latents of what really came next, (T, B, Z), and one-step bootstrapped returns, (T, B). Call without gradients.
 
-    next_obs (T, B, O); reward (T, B); discount (B,); eps (T, B, A); heads (2,): the minimum of two random heads.
+    next_obs (T, B, O); reward (T, B); discount (B,) or, 0 where nothing follows, (T, B); eps (T, B, A); heads (2,): the
+    minimum of two random heads.
     Upstream quirk: with the published default (compiled) the target call runs the *online* ensemble; source="online"
     reproduces that.
     """
@@ -279,6 +281,18 @@ def td_target(
     action = wm.pi(params, z, task, eps).action
     q_logits = wm.q(params, z, action, task, heads, part="q_target" if source == "ema" else "q")
     return z, reward + discount * wm.decode(q_logits, bins).amin(0)
+
+
+def largest_value(reward, discount: float) -> float:
+    """The largest absolute value of a state in an episode with these rewards (T,): beyond VALUE_LIMIT it is clipped."""
+    value = largest = 0.0
+    for r in reversed(reward.tolist()):
+        value = r + discount * value
+        largest = max(largest, abs(value))
+    return largest
+
+
+VALUE_LIMIT = float(wm.symexp(wm.make_bins()[-1]))  # 22,025: where the two-hot support ends
 
 
 def rollout(params: Params, z: Tensor, actions: Tensor, task: Task) -> Tensor:
@@ -400,8 +414,9 @@ def model_loss(
     rho = time_weights(batch.action.shape[0], cfg.rho, batch.obs.device)
     bins = wm.make_bins(cfg.num_bins, device=batch.obs.device)
     with torch.no_grad():
+        goes_on = discount * (1 - batch.terminated)
         z_target, td = td_target(
-            params, batch.obs[1:], batch.reward, discount, task, noise.eps_td, noise.heads_td, bins, cfg.td_target
+            params, batch.obs[1:], batch.reward, goes_on, task, noise.eps_td, noise.heads_td, bins, cfg.td_target
         )
     zs = rollout(params, wm.encode(params, batch.obs[0], task), batch.action, task)
     consistency, m1 = consistency_loss(zs[1:], z_target, rho[:-1])

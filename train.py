@@ -98,7 +98,8 @@ class Train:
     utd: float = 0.075
     """updates per environment step, counted over all environments"""
     seed_episodes: int = 5
-    """first episodes of each environment without planning or updates: the policy acts, or chance if it's untrained"""
+    """first episodes of each environment without planning or updates: the policy acts, or chance if it's untrained; of
+    own tasks, which may end early, as many steps as such episodes have at most"""
     lr_end: float = 1.0
     """online, the learning rates fall linearly to this share: steady weights at the end, where they jitter otherwise"""
     guide: Literal["all", "demos"] = "all"
@@ -110,7 +111,8 @@ class Train:
     """what is drawn uniformly; episode (published) favours tasks with short episodes: 25 steps 40 times over 1000"""
 
     eval_every: int = 10_000
-    """steps of each environment between evaluations; every evaluation also writes a checkpoint"""
+    """steps of each environment between evaluations; every evaluation also writes a checkpoint. The default grows with
+    longer episodes of own tasks, as obs_dim and action_dim do with their sizes"""
     eval_episodes: int = 2
     """episodes per task of an evaluation"""
     final_episodes: int = 10
@@ -199,11 +201,30 @@ def parse(args: list[str]) -> Train:
     default = PRESETS.get(known.preset, PRESETS[auto])
     if default is LAPTOP and known.demos == "none" and not known.ckpt:
         default = FROM_SCRATCH
-    return tyro.cli(Train, default=default, args=args)
+    return fit(tyro.cli(Train, default=default, args=args), default)
+
+
+def inputs(rows: list[envs.Task]) -> dict[str, int]:
+    """The sizes that an agent of these tasks needs. Own tasks may terminate, which takes one more input (buffer.py)."""
+    return {"obs_dim": max(t.obs_dim + (":" in t.name) for t in rows), "action_dim": max(t.action_dim for t in rows)}
+
+
+def fit(cfg: Train, default: Train) -> Train:
+    """Own tasks may be larger and longer than the benchmark's: sizes of a new agent grow, and so does a default."""
+    rows = [envs.TASKS[name] for name in envs.select(cfg.tasks)]
+    if not any(":" in t.name for t in rows):
+        return cfg
+    if not cfg.ckpt:
+        sizes = {name: max(getattr(cfg.agent, name), needed) for name, needed in inputs(rows).items()}
+        cfg = replace(cfg, agent=replace(cfg.agent, **sizes))
+    if cfg.eval_every == default.eval_every:
+        cfg = replace(cfg, eval_every=max(cfg.eval_every, *(t.episode_length for t in rows)))
+    return cfg
 
 
 def run_folder(folder: Path | None, tasks: str) -> Path:
-    return folder or Path("runs") / ("starter" if tasks == STARTER else tasks.replace(",", "+")[:60])
+    words = "starter" if tasks == STARTER else envs.file_name(tasks.replace(",", "+"))
+    return folder or Path("runs") / words[:60]
 
 
 def check(cfg: Train, tasks: list[str], world: World) -> None:
@@ -213,9 +234,6 @@ def check(cfg: Train, tasks: list[str], world: World) -> None:
     if cfg.instruction and len(tasks) > 1:
         raise ValueError(f"--instruction is for a single task, --tasks names {len(tasks)}")
     rows = [envs.TASKS[name] for name in tasks]
-    for name, needed in (("obs_dim", max(t.obs_dim for t in rows)), ("action_dim", max(t.action_dim for t in rows))):
-        if getattr(cfg.agent, name) < needed:
-            raise ValueError(f"{name} is {getattr(cfg.agent, name)}, these tasks need {needed}")
     longest = max(t.episode_length for t in rows)
     if cfg.agent.horizon > min(t.episode_length for t in rows):
         raise ValueError(f"horizon {cfg.agent.horizon} is longer than the shortest episode of these tasks")
@@ -256,7 +274,7 @@ def demo_files(cfg: Train, tasks: list[str]) -> dict[str, Path]:
     """Where the demonstrations of each task are, or will be made. FileNotFoundError if a given folder has none."""
     if cfg.demos == "none":
         return {}
-    paths = {name: demo_folder(cfg) / f"{name}.safetensors" for name in tasks}
+    paths = {name: demo_folder(cfg) / f"{envs.file_name(name)}.safetensors" for name in tasks}
     paths = {name: path for name, path in paths.items() if path.is_file() or made_here(cfg, name)}
     if not paths and cfg.demos != "auto":
         raise FileNotFoundError(
@@ -269,9 +287,10 @@ def demo_files(cfg: Train, tasks: list[str]) -> dict[str, Path]:
 def fill(buffer: Buffer, files: dict[str, demo_format.Demos], tasks: list[str], episodes: int) -> None:
     """Add the first `episodes` demonstrations of each task."""
     for name, demo in files.items():
-        for first, end in list(zip(demo.episode_start[:-1], demo.episode_start[1:], strict=True))[:episodes]:
+        ends = zip(demo.episode_start[:-1], demo.episode_start[1:], demo.terminated, strict=True)
+        for first, end, terminated in list(ends)[:episodes]:
             rows = slice(int(first), int(end))
-            buffer.add(demo.obs[rows], demo.action[rows], demo.reward[rows], tasks.index(name))
+            buffer.add(demo.obs[rows], demo.action[rows], demo.reward[rows], tasks.index(name), terminated)
 
 
 def create_agent(cfg: Train, tasks: list[str], device: torch.device) -> newt.Agent:
@@ -283,6 +302,10 @@ def create_agent(cfg: Train, tasks: list[str], device: torch.device) -> newt.Age
         # The network's shape is the checkpoint's; how to learn and to plan is this run's.
         shape = {name: getattr(source.cfg, name) for name in ("size", "obs_dim", "action_dim", "task_dim", "num_bins")}
         settings, params, q_scale = replace(settings, **shape), source.params, float(source.q_scale)
+    small = [f"{name} is {getattr(settings, name)}, these tasks need {needed}" for name, needed in inputs(rows).items()
+             if getattr(settings, name) < needed]  # fmt: skip
+    if small:
+        raise ValueError(f"{cfg.ckpt}: " * bool(cfg.ckpt) + "; ".join(small))
     emb = torch.zeros(len(tasks), 0)
     if cfg.ckpt and settings.task_dim not in (0, language.DIM):  # published agents: language.py can't make such
         unknown = [name for name in tasks if name not in source.tasks]
@@ -335,6 +358,7 @@ class Log:
     """metrics.jsonl and TensorBoard: names as in loss/, train/, eval/<task>/, time/. Always local files of rank 0.
 
     `note` keeps a line until the next `write`, which all processes call: it also collects the notes of the others.
+    A number that isn't defined (NaN) is left out: JSON has no word for it.
     """
 
     def __init__(self, folder: Path, size: int, step: int, world: World):
@@ -361,6 +385,7 @@ class Log:
         if values:
             lines.append((step, {name: float(value) for name, value in values.items()}))
         for step, values in lines:
+            values = {name: value for name, value in values.items() if value == value}
             self.file.write(json.dumps({"step": step, **values}).encode() + b"\n")
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
@@ -500,7 +525,7 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
                 print(f"  {name:20} {value}")
         print(f"acting and learning online will take about {describe(hours)} here; everything is written to {folder}/")
         if cfg.preset == "auto" and device.type != "cuda" and len(tasks) > 20:
-            full = replace(PRESETS["published"], tasks=cfg.tasks)
+            full = fit(replace(PRESETS["published"], tasks=cfg.tasks), PRESETS["published"])
             weeks = describe(estimate(create_agent(full, tasks, device), full))
             print(f"(preset laptop; the published preset would take about {weeks} here: use a GPU for that)")
 
@@ -539,6 +564,7 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
             checkpoint.start(folder, asdict(replace(cfg, resume=None)))
         distributed.gather(None)
         fill(online, files, tasks, cfg.demo_episodes)
+    clipped: set[str] = set()  # tasks that were warned of
     log, clock = Log(folder, state.log_size, state.vector_step * n, world), Clock()
     if resumed and speaks:  # the next --resume, without words, must not end where this run was first to end
         checkpoint.write_config(folder, {**checkpoint.read_config(folder), "steps": cfg.steps})
@@ -557,11 +583,24 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
         played = {task: rows for part in distributed.gather(played) for task, rows in part.items()}
         played = {task: played[task] for task in tasks}
         means = {f"eval/{task}/{key}": np.mean([getattr(e, key) for e in rows])
-                 for task, rows in played.items() for key in ("ret", "success", "score")}  # fmt: skip
+                 for task, rows in played.items()
+                 for key in ("ret", "success", "score") + ("length",) * (":" in task)}  # fmt: skip
         scores = [means[f"eval/{task}/score"] for task in tasks]
-        log.write(step, **means, **{"eval/score": np.mean(scores)})
+        log.write(step, **means, **{"eval/score": evaluation.mean_of_defined(scores)})
         clock.restart()
         return {task: [tuple(e) for e in rows] for task, rows in played.items()}
+
+    def warn_if_clipped(name: str, reward: np.ndarray) -> None:
+        value = newt.largest_value(reward, envs.TASKS[name].discount)
+        if value > newt.VALUE_LIMIT and name not in clipped:
+            clipped.add(name)
+            tqdm.write(f"{name}: values reach {value:,.0f}, but the networks' range ends at {newt.VALUE_LIMIT:,.0f}: "
+                       f"what is beyond is clipped; divide its rewards by {value / newt.VALUE_LIMIT * 2:.0f}",
+                       file=sys.stderr)  # fmt: skip
+
+    for name, file in files.items():
+        for start, end in zip(file.episode_start[:-1] + 1, file.episode_start[1:], strict=True):
+            warn_if_clipped(name, file.reward[start:end])
 
     def save(name: str) -> None:
         log.write(state.vector_step * n, durable=True)
@@ -634,7 +673,11 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
             with clock("plan"):
                 if seeding:
                     due = cfg.seed_episodes * cfg.envs_per_task  # lost ones count: one bad simulator holds up nobody
-                    had = min(own.episodes.get(name, 0) + own.dropped.get(name, 0) for name in mine)
+                    # Own tasks may end at once, so they are counted in steps: as many as so many long episodes have.
+                    had = min(
+                        state.vector_step // envs.TASKS[name].episode_length * cfg.envs_per_task if ":" in name
+                        else own.episodes.get(name, 0) + own.dropped.get(name, 0) for name in mine
+                    )  # fmt: skip
                     seeding = distributed.any_of(had < due or not online.episodes)
                 if seeding and not trained:
                     action = torch.rand(len(names), agent.cfg.action_dim, generator=own.sampler) * 2 - 1
@@ -663,11 +706,13 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
 
             with clock("wait"):
                 result = vector.recv()
-            rows = (action, result.reward, result.done, result.final_obs, result.obs, result.dropped)
+            rows = (action, result.reward, result.done, result.final_obs, result.obs, result.dropped, result.terminated)
             done = collector.add(online, *rows)
-            for i, ret, _ in done:
+            for i, ret, length in done:
                 own.episodes[names[i]] = own.episodes.get(names[i], 0) + 1
-                log.note(step + n, **{f"train/{names[i]}/return": ret, f"train/{names[i]}/score": result.score[i]})
+                warn_if_clipped(names[i], collector.rewards(i, length))
+                said = {"return": ret, "score": result.score[i]} | ({"length": length} if ":" in names[i] else {})
+                log.note(step + n, **{f"train/{names[i]}/{key}": value for key, value in said.items()})
             for i in np.flatnonzero(result.dropped):
                 own.dropped[names[i]] = own.dropped.get(names[i], 0) + 1
                 log.note(step + n, **{f"train/{names[i]}/dropped": own.dropped[names[i]]})

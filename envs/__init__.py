@@ -8,6 +8,7 @@ Contract of every environment here:
     state    get_state() is a dict of numpy arrays and numbers, set_state(it) continues exactly from there
     name     the task's
     render   (224, 224, 3) uint8; OpenGL is loaded at the first frame, so training on states needs none
+Tasks of your own (envs/custom.py) may end earlier, for good (terminated) or not (truncated), and have no score: NaN.
 Simulators are imported inside their maker: a missing one only matters for its own tasks.
 
 Source: the task table of Newt's benchmark (tasks.csv: 200 training and 34 held-out tasks; the instructions are our own
@@ -38,12 +39,12 @@ class Task:
     domain: str  # the suite, a key of MAKERS
     obs_dim: int  # 0: not known (held-out names that have a row but no published environment)
     action_dim: int
-    episode_length: int  # agent steps; every episode has exactly this length
+    episode_length: int  # agent steps; every episode has exactly this length, one of an own task at most
     action_repeat: int  # simulator steps per agent step
     discount: float
     discount_explicit: bool  # False: the discount follows from episode_length
     score_formula: str  # of the last step; R is the return of the episode
-    success_defined: bool  # False: success is always 0
+    success_defined: bool  # False: success is always 0. An own task's is NaN where it isn't
     needs_download: bool  # the simulator's pip package lacks some of this task's assets
     is_new_in_mmbench: bool
     implemented_in_reference: bool
@@ -141,6 +142,16 @@ def label(name: str) -> str:
     if not TASKS[name].needs_download:
         return name
     return name + "*" * (importlib.import_module(f"{__name__}.maniskill_assets").asset(name) == "stand-in")
+
+
+def file_name(task: str) -> str:
+    """A task's name as that of a file or folder, on every system: own tasks' have colons, and may have slashes."""
+    return task.translate(str.maketrans(":/", "=@"))
+
+
+def task_name(file_name: str) -> str:
+    """The task whose `file_name` that is; neither sign is part of a Gymnasium id or a Python name."""
+    return file_name.translate(str.maketrans("=@", ":/"))
 
 
 def require_real_assets(required: bool) -> None:

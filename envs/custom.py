@@ -1,16 +1,21 @@
 """Your own tasks beside the benchmark's: `gym:<id>` and `module:function`.
 
     gym:Pendulum-v1       any registered Gymnasium environment with Box actions; observations are flattened
-    my_robot:make_reach   make_reach(render_mode=...) -> gymnasium.Env, from a module that Python can import
+    my_robot:make_reach   make_reach(render_mode=...) -> gymnasium.Env; the module is in the current folder or installed
 
-The environment is adapted to the contract at the top of envs/__init__.py: actions are rescaled to [-1, 1], an episode
-lasts `max_episode_steps` of the environment's spec (or its attribute `episode_length`), and one that terminates earlier
-stands still, paying nothing, until then: the agent's world model knows no ends. What success means is the
-environment's to say, as `is_success` or `success` in info; score is that success, or 0.
-Test: pytest tests/test_envs.py -k custom
+The environment is adapted to the contract at the top of envs/__init__.py, except for its ends: an episode is over when
+the environment says so, and lasts at most `max_episode_steps` of its spec (or its attribute `episode_length`). Actions
+of [-1, 1] are scaled to the environment's; where those are whole numbers, to the nearest one.
+
+What success means is the environment's to say, as `is_success` or `success` in info at an episode's last step. Score is
+that success; or, if the environment has an attribute `score_range = (low, high)`, where between these the return is.
+Without either, both are NaN: such a task is judged by its return.
+Test: pytest tests/test_tasks.py -k custom
 """
 
 import importlib
+import os
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -18,8 +23,10 @@ from gymnasium.utils import seeding
 
 
 def open_env(name: str, render_mode: str | None) -> gym.Env:
-    """The environment behind a name, flattened and rescaled. ValueError, one line, if it cannot be a task."""
+    """The environment behind a name, flattened. ValueError, one line, if it cannot be a task."""
     kind, _, rest = name.partition(":")
+    if os.getcwd() not in sys.path:  # of this program and of its workers, which start in the same folder
+        sys.path.append(os.getcwd())
     try:
         if kind == "gym":
             env = gym.make(rest, render_mode=render_mode, disable_env_checker=True)
@@ -27,17 +34,19 @@ def open_env(name: str, render_mode: str | None) -> gym.Env:
             env = getattr(importlib.import_module(kind), rest)(render_mode=render_mode)
     except (gym.error.Error, ModuleNotFoundError, AttributeError, TypeError) as error:
         raise ValueError(f"task {name!r} cannot be made: {error}") from error
-    if not isinstance(env.action_space, gym.spaces.Box) or len(env.action_space.shape) != 1:
-        raise ValueError(f"task {name!r} has the action space {env.action_space}; a task needs a Box of one dimension")
-    if not (np.isfinite(env.action_space.low).all() and np.isfinite(env.action_space.high).all()):
-        raise ValueError(f"task {name!r} has actions without bounds, {env.action_space}; they cannot be scaled")
+    space = env.action_space
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not space.shape[0]:
+        raise ValueError(f"task {name!r} has the action space {space}; a task needs a Box of one dimension")
+    low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
+    if not (space.is_bounded() and np.isfinite(high - low).all() and (low <= high).all()):
+        raise ValueError(f"task {name!r} has actions without bounds, {space}; they cannot be scaled")
     if not env.observation_space.is_np_flattenable:
         raise ValueError(f"task {name!r} has observations that cannot be made one vector: {env.observation_space}")
-    return gym.wrappers.RescaleAction(gym.wrappers.FlattenObservation(env), np.float32(-1), np.float32(1))
+    return gym.wrappers.FlattenObservation(env)
 
 
 def episode_length(name: str, env: gym.Env) -> int:
-    """Steps of an episode. ValueError if the environment does not say."""
+    """Steps that an episode lasts at most. ValueError if the environment does not say."""
     spec = env.spec
     length = (spec and spec.max_episode_steps) or getattr(env.unwrapped, "episode_length", None)
     if not length:
@@ -46,17 +55,32 @@ def episode_length(name: str, env: gym.Env) -> int:
     return int(length)
 
 
+def score_range(name: str, env: gym.Env) -> tuple[float, float] | None:
+    """Returns that score 0 and 1, or None if the environment names none. ValueError if they are no range."""
+    bounds = getattr(env.unwrapped, "score_range", None)
+    if bounds is None:
+        return None
+    try:
+        low, high = map(float, bounds)
+    except (TypeError, ValueError):
+        low = high = np.nan
+    if not -np.inf < low < high < np.inf:
+        raise ValueError(f"task {name!r} has score_range {bounds!r}, not (low, high), the returns that score 0 and 1")
+    return low, high
+
+
 def describe(name: str) -> dict:
     """The fields of a row of the task table, found by making the environment once."""
     env = open_env(name, None)
-    length = episode_length(name, env)
+    length, bounds = episode_length(name, env), score_range(name, env)
     obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     env.close()
     horizon = length / 5  # the benchmark's rule for the discount
     return {
         "name": name, "split": "own", "domain": "own", "obs_dim": obs_dim, "action_dim": action_dim,
         "episode_length": length, "action_repeat": 1, "discount": min(max((horizon - 1) / horizon, 0.95), 0.995),
-        "discount_explicit": False, "score_formula": "success", "success_defined": True, "needs_download": False,
+        "discount_explicit": False, "success_defined": True, "needs_download": False,
+        "score_formula": f"clip01((R-{bounds[0]:g})/{bounds[1] - bounds[0]:g})" if bounds else "success",
         "is_new_in_mmbench": False, "implemented_in_reference": True,
         "instruction": name.partition(":")[2].replace("-", " ").replace("_", " "), "embodiment": "A simulated system",
     }  # fmt: skip
@@ -68,7 +92,7 @@ def make(task, seed: int, render_mode: str | None) -> gym.Env:
 
 
 class Custom(gym.Env):
-    """One environment of yours, with episodes of one length."""
+    """One environment of yours, with actions in [-1, 1] and a score."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
 
@@ -77,19 +101,30 @@ class Custom(gym.Env):
         self.action_space = gym.spaces.Box(-1, 1, (task.action_dim,), np.float32)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32)
         self.render_mode, self._length, self._steps = render_mode, task.episode_length, task.episode_length
+        self._score_range = score_range(task.name, self._env)
         self._np_random, self._np_random_seed = seeding.np_random(seed)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
         # The inner environment gets a seed at every reset, so that its whole future follows from ours.
         obs, info = self._env.reset(seed=int(self.np_random.integers(2**31)))
-        self._steps, self._ended = 0, False
-        self._obs, self._success = np.asarray(obs, np.float32), self._read(info)
-        return self._obs, {"score": self._success, "success": self._success}
+        self._steps, self._return = 0, 0.0
+        return np.asarray(obs, np.float32), self._judge(info)
 
-    @staticmethod
-    def _read(info: dict) -> float:
-        return float(bool(info.get("is_success", info.get("success", False))))
+    def _judge(self, info: dict) -> dict[str, float]:
+        success = float(info.get("is_success", info.get("success", np.nan)))
+        success = success if np.isnan(success) else float(bool(success))
+        if not self._score_range:
+            return {"score": success, "success": success}
+        low, high = self._score_range
+        return {"score": float(np.clip((self._return - low) / (high - low), 0, 1)), "success": success}
+
+    def _scaled(self, action: np.ndarray) -> np.ndarray:
+        """From [-1, 1] to the environment's own range, and its own type; one that has a single value gets that."""
+        space = self._env.action_space
+        low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
+        action = np.clip(low + (high - low) * (action.astype(np.float64) + 1) / 2, low, high)
+        return (action if np.issubdtype(space.dtype, np.floating) else np.rint(action)).astype(space.dtype)
 
     def step(self, action):
         if self._steps >= self._length:
@@ -97,14 +132,13 @@ class Custom(gym.Env):
         action = np.asarray(action, np.float32)
         if action.shape != self.action_space.shape:
             raise ValueError(f"action has shape {action.shape}, this task takes {self.action_space.shape}")
-        reward = 0.0
-        if not self._ended:
-            obs, reward, terminated, truncated, info = self._env.step(action)
-            self._obs, self._success = np.asarray(obs, np.float32), self._read(info)
-            self._ended = terminated or truncated
+        obs, reward, terminated, truncated, info = self._env.step(self._scaled(action))
         self._steps += 1
-        info = {"score": self._success, "success": self._success}
-        return self._obs, float(reward), False, self._steps == self._length, info
+        self._return += float(reward)
+        terminated, truncated = bool(terminated), bool(truncated) or self._steps == self._length
+        if terminated or truncated:
+            self._steps = self._length
+        return np.asarray(obs, np.float32), float(reward), terminated, truncated, self._judge(info)
 
     def render(self) -> np.ndarray:
         frame = self._env.render()

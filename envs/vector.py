@@ -60,14 +60,15 @@ class Step(NamedTuple):
     done: np.ndarray  # (n,) bool, the episode ended with this step
     final_obs: np.ndarray  # (n, O) float32, what the action led to; differs from obs only where done
     score: np.ndarray  # (n,) float32, of this step; at the end, the episode's
-    success: np.ndarray  # (n,) float32, 0 or 1
+    success: np.ndarray  # (n,) float32, 0 or 1; like score, NaN where a task of one's own doesn't define it
     dropped: np.ndarray  # (n,) bool, a fault lost the unfinished episode: obs begins a new one, all else is 0 or False
+    terminated: np.ndarray  # (n,) bool, done, and nothing comes after it; where done without it, time was up
 
 
 def _views(memory, n: int, obs_dim: int, action_dim: int, workers: int) -> dict[str, np.ndarray]:
     """The shared arrays, one behind the other. All float32: a bool would leave the rest unaligned."""
     shapes = {"obs": (n, obs_dim), "final_obs": (n, obs_dim), "action": (n, action_dim)}
-    shapes |= dict.fromkeys(("reward", "done", "score", "success"), (n,))
+    shapes |= dict.fromkeys(("reward", "done", "terminated", "score", "success"), (n,))
     shapes["at"] = (workers,)  # the environment that a worker is busy with, -1 if none: who is to blame if it dies
     views, start, flat = {}, 0, np.frombuffer(memory, np.float32)
     for name, shape in shapes.items():
@@ -120,10 +121,15 @@ def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode) ->
         if dims[i][0] > sizes[1] or dims[i][1] > sizes[2]:
             raise ValueError(f"{tasks[i]} has {dims[i]} obs and action dims, more than {sizes[1:3]}")
 
-    def require_finite(i: int, *names: str) -> None:
-        for name in names:
-            if not np.isfinite(views[name][i]).all():
-                raise ValueError(f"{name} is not finite")
+    def write(i: int, name: str, value, shape: tuple[int, ...] = ()) -> None:
+        """Numbers of another shape would be spread over the whole row without a word."""
+        value = np.asarray(value, np.float32)
+        if value.shape != shape:
+            raise ValueError(f"{name} has the shape {value.shape}, declared is {shape}")
+        undefined = name in ("score", "success") and ":" in tasks[i] and np.isnan(value)  # envs/custom.py
+        if not (undefined or np.isfinite(value).all()):
+            raise ValueError(f"{name} is not finite")
+        views[name][(i, slice(shape[0])) if shape else i] = value
 
     def begin(i: int, first: int, broken: bool = False) -> None:
         """Reset environment i to its episode `first`; whenever that fails, a new environment to the one after."""
@@ -136,8 +142,7 @@ def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode) ->
                         made.pop(i).close()
                     build(i)
                 obs = made[i].reset(seed=episode_seed(seed, tasks[i], copy[i], number))[0]
-                views["obs"][i, : dims[i][0]] = obs
-                return require_finite(i, "obs")
+                return write(i, "obs", obs, dims[i][:1])
             except Exception:
                 faults.append((i, traceback.format_exc()))
                 broken = True
@@ -147,12 +152,12 @@ def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode) ->
         try:
             # A copy: an environment may keep its action, and the shared row changes with the next send.
             obs, reward, terminated, truncated, info = made[i].step(views["action"][i, : dims[i][1]].copy())
-            views["final_obs"][i, : dims[i][0]] = views["obs"][i, : dims[i][0]] = obs
             done = terminated or truncated
-            row = {"reward": reward, "done": done, "score": info["score"], "success": info["success"]}
-            for name, value in row.items():
-                views[name][i] = value
-            require_finite(i, "obs", "reward", "score", "success")
+            write(i, "obs", obs, dims[i][:1])
+            write(i, "final_obs", obs, dims[i][:1])
+            row = {"reward": reward, "done": done, "terminated": terminated}
+            for name, value in (row | {"score": info["score"], "success": info["success"]}).items():
+                write(i, name, value)
         except Exception:
             faults.append((i, traceback.format_exc()))
             views["done"][i], done = False, False
@@ -281,7 +286,7 @@ class VectorEnv:
         self._end = Finalize(self, _end, (self._pipes, self._processes), exitpriority=0)
         context, sizes = multiprocessing.get_context("spawn"), (n, obs_dim, action_dim, workers)
         # Not SharedMemory: its name would have to live on for replacements, and after kill -9 for ever.
-        self._memory = context.RawArray(ctypes.c_float, n * (2 * obs_dim + action_dim + 4) + workers)
+        self._memory = context.RawArray(ctypes.c_float, n * (2 * obs_dim + action_dim + 5) + workers)
         self._views = _views(self._memory, *sizes)  # zeros; the padding is never written
         self._context, self._settings = context, (self.tasks, sizes, seed, make, render_mode)
         with self._close_unless_done():
@@ -447,7 +452,7 @@ class VectorEnv:
         arrays = {name: view.copy() for name, view in self._views.items() if name in Step._fields}
         for name in ("reward", "final_obs", "score", "success"):
             arrays[name][dropped] = 0
-        return Step(**arrays | {"done": done, "dropped": dropped})
+        return Step(**arrays | {"done": done, "dropped": dropped, "terminated": done & (arrays["terminated"] > 0)})
 
     def step(self, action: np.ndarray) -> Step:
         """send() and recv()."""

@@ -65,10 +65,10 @@ class Naive:
 
 def check_slices(batch: Batch) -> None:
     """Every slice is one episode's, step after step, with the actions and rewards between its observations."""
-    obs, action, reward, task = batch
+    obs, action, reward, task, terminated = batch
     for tensor in batch[:3]:
         assert tensor.dtype == torch.float32 and tensor.isfinite().all()
-    assert task.dtype == torch.int64
+    assert task.dtype == torch.int64 and terminated.shape == reward.shape and not terminated.any()
     assert torch.equal(obs[:, :, :2], obs[:1, :, :2].expand(len(obs), -1, -1))  # environment and episode
     assert torch.equal(obs[1:, :, 2], obs[:-1, :, 2] + 1)
     assert torch.equal(obs[:, :, 3], (obs[:, :, 2] == 0).float())  # a reset observation is row 0, and row 0 is one
@@ -118,7 +118,7 @@ def test_shapes_and_alignment_by_hand():
     torch.testing.assert_close(batch.reward, torch.tensor([[10.0], [20.0]]))
     assert batch.task.tolist() == [7]
     shapes = [tuple(x.shape) for x in ring.sample(5, 1, seeded())]
-    assert shapes == [(2, 5, 2), (1, 5, 1), (1, 5), (5,)]
+    assert shapes == [(2, 5, 2), (1, 5, 1), (1, 5), (5,), (1, 5)]
 
 
 @pytest.mark.parametrize("capacity", [12, 57])
@@ -347,6 +347,75 @@ def test_a_dropped_episode_leaves_no_row():
     batch = ring.sample(500, 1, seeded(), "step")
     check_slices(batch)
     assert {tuple(x) for x in batch.obs[0, :, :2].int().tolist()} == {(0, 0), (0, 1), (1, 50)} and ring.steps == 17
+
+
+def ending(ring: Buffer, k: int, steps: int, terminated: bool, task: int = 0) -> None:
+    """Observation (k, t, 0, 0): the last input is free; action 10 k + t, reward t + 0.5."""
+    t = torch.arange(steps + 1.0)
+    obs = torch.stack([torch.full_like(t, k), t, 0 * t, 0 * t], 1)
+    ring.add(obs, (10 * k + t).unsqueeze(1).expand(-1, 3), t + 0.5, task, terminated)
+
+
+@pytest.mark.parametrize("by", ["episode", "task", "step"])
+def test_behind_a_terminated_end_is_the_absorbing_state(by):
+    """Written from the definition: the last state is never seen, every step may begin a slice, the end may, too."""
+    ring = full_of_nan(23)
+    for k, (steps, terminated) in enumerate([(4, True), (2, False), (5, False), (1, True)] * 2):
+        ending(ring, k, steps, terminated, task=k % 2)
+    # Oldest first, those that 23 rows can't hold are gone: 3 (1, over) 4 (4, over) 5 (2) 6 (5) 7 (1, over)
+    assert ring.first_episode == 3 and ring.episodes == 5
+    batch, horizon = ring.sample(20_000, 3, seeded(), by), 3
+    absorbing, lengths, seen = torch.tensor([0.0, 0, 0, 1]), {3: 1, 4: 4, 6: 5, 7: 1}, set()
+    for b in range(3000):
+        obs, action, reward, over = (x[:, b] for x in (batch.obs, batch.action, batch.reward, batch.terminated))
+        assert obs.isfinite().all() and action.isfinite().all() and reward.isfinite().all()
+        if torch.equal(obs[0], absorbing):  # begins at the end
+            seen.add("end")
+            assert (obs == absorbing).all() and not reward.any() and over.all()
+            continue
+        k, first = int(obs[0, 0]), int(obs[0, 1])
+        seen.add((k, first))
+        for i in range(horizon):
+            t = first + i + 1  # this transition is step t of the episode
+            if k == 6 or t < lengths[k]:
+                assert obs[i + 1].tolist() == [k, t, 0, 0] and (reward[i], over[i]) == (t + 0.5, 0)
+                assert (action[i] == 10 * k + t).all()
+            else:
+                assert torch.equal(obs[i + 1], absorbing) and over[i] == 1
+                assert reward[i] == (t + 0.5 if t == lengths[k] else 0)
+                assert (action[i] == 10 * k + (t - 1) % lengths[k] + 1).all()  # they come round again
+    assert seen == {"end", (3, 0), (6, 0), (6, 1), (6, 2), (7, 0), *((4, t) for t in range(4))}
+    if by == "step":
+        count = {1: 2, 4: 5}  # starts of an ended episode: its steps, and the end
+        ends = (batch.obs[0, :, 3] == 1).float().mean()
+        assert abs(float(ends) - 3 / (count[1] + count[4] + 3 + count[1])) < 0.01
+
+
+def test_terminated_episodes_survive_the_disk_and_need_a_free_input(tmp_path):
+    a, b = Buffer(40, 4, 3), Buffer(40, 4, 3)
+    for k in range(9):
+        ending(a, k, 1 + k % 4, terminated=k % 3 == 0)
+        a.save(tmp_path / "saved")
+    names = [set(load_file(path)) for path in sorted((tmp_path / "saved").iterdir())]
+    assert names == [{"obs", "action", "reward", "table"} | ({"terminated"} if k % 3 == 0 else set()) for k in
+                     range(a.first_episode, 9)]  # fmt: skip
+    b.load(tmp_path / "saved", a.first_episode, a.total_episodes)
+    for x, y in zip(a.sample(500, 2, seeded()), b.sample(500, 2, seeded()), strict=True):
+        assert torch.equal(x, y)
+    with one_line("terminates", "obs_dim 5"):
+        a.add(torch.ones(3, 4), torch.ones(3, 3), torch.ones(3), 0, terminated=True)
+
+
+def test_collector_passes_on_what_ended_for_good():
+    ring, collector = Buffer(60, 4, 1), Collector(3, 5, 4, 1, np.array([0, 1, 2]))
+    obs = np.zeros((3, 4), np.float32)
+    collector.start(obs)
+    for t in range(1, 6):
+        done, over = np.array([t == 2, t == 3, t == 5]), np.array([t == 2, False, False])
+        collector.add(ring, np.zeros((3, 1)), np.ones(3), done, obs, obs, None, over)
+    batch = ring.sample(2000, 2, seeded(), "task")
+    assert [bool(batch.terminated[:, batch.task == k].any()) for k in range(3)] == [True, False, False]
+    assert set(batch.reward[:, batch.task == 0].T.unique(dim=0).sum(1).tolist()) == {0, 1, 2}
 
 
 def test_collector_refuses_what_it_cannot_keep():
@@ -678,4 +747,4 @@ print(*(tuple(x.shape) for x in batch), ring.episodes, again.steps)
     # -I: neither PYTHONPATH nor the user's packages; the working folder is the only one besides the installed packages.
     done = subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[0] == "(4, 16, 3) (3, 16, 2) (3, 16) (16,) 9 60"
+    assert done.stdout.split("\n")[0] == "(4, 16, 3) (3, 16, 2) (3, 16) (16,) (3, 16) 9 60"
