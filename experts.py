@@ -1,6 +1,7 @@
 """Experts: who acts in demonstrations, which attempts are good enough, and making a folder of them.
 
-    script   a player beside its suite or game: Meta-World's packaged experts, way-finding, heuristics, feedback
+    script   a player beside its suite or game: Meta-World's packaged experts, way-finding, heuristics, feedback; or a
+             gait (envs/gaits.py)
     plan     sampling MPC on the true simulator (envs/mpc.py)
     search   random shooting with the emulator's own save and restore (envs/atari_search.py)
     agent    an agent of ours, only if asked for
@@ -35,7 +36,7 @@ from tqdm import tqdm
 
 import envs
 from demo_format import FORMAT_VERSION, Demos, episode, join, load, save
-from envs import mpc
+from envs import gaits, mpc
 from envs.vector import end_with_parent, light_spawn
 
 FLOOR = 0.3  # of the score
@@ -68,7 +69,7 @@ TRIES = {"script": 60, "plan": 3, "search": 3, "agent": 3}
 def source_of(task: str, wanted: str = "auto") -> Source | None:
     """Where demonstrations of a task come from, or None: no source, or not the wanted one."""
     has = {
-        "script": any(task.startswith(word) for word in SCRIPTS),
+        "script": script_of(task) is not None,
         "plan": task in mpc.PLANS,
         "search": task.startswith("atari-"),
         "agent": wanted == "agent",
@@ -76,9 +77,15 @@ def source_of(task: str, wanted: str = "auto") -> Source | None:
     return next((source for source in has if has[source] and wanted in ("auto", source)), None)
 
 
+def script_of(task: str) -> str | None:
+    """The module that plays a task by a script, if one does."""
+    words = [word for word in SCRIPTS if task.startswith(word)]
+    return "envs.gaits" if task in gaits.TASKS else SCRIPTS[max(words, key=len)] if words else None
+
+
 def module_of(task: str, source: Source) -> str:
     if source == "script":
-        return SCRIPTS[max((word for word in SCRIPTS if task.startswith(word)), key=len)]
+        return script_of(task)
     return {"plan": "envs.mpc", "search": "envs.atari_search", "agent": __name__}[source]
 
 
@@ -156,6 +163,8 @@ def provenance(task: str, source: Source, seed: int, ckpt: Path | None) -> dict:
     """What an attempt depends on besides its number. Attempts with another one are made again."""
     package = envs.MAKERS.get(envs.TASKS[task].domain, ("", ""))[1].partition("[")[0]
     settings = {"plan": repr(mpc.PLANS.get(task)), "agent": str(ckpt)}.get(source, module_of(task, source))
+    if source == "script" and task in gaits.TASKS:
+        settings += f" {gaits.fingerprint(task)}"
     packages = {name: version(name) for name in sorted({package, "mujoco", "numpy"} - {""})}
     return {"version": FORMAT_VERSION, "task": task, "source": source, "settings": settings, "seed": seed,
             "packages": packages}  # fmt: skip

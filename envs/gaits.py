@@ -18,6 +18,7 @@ Source: an open-loop baseline for locomotion (arXiv 2310.05808), linear policies
 Test: pytest tests/test_gaits.py
 """
 
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -68,8 +69,11 @@ GAITS = {
     "ms-hopper-hop": Gait(2, 100, steps=100, starts=1),
     "ms-ant-walk": Gait(2, 100, steps=100, starts=1),
 }
-# Tasks that borrow a gait.
-SHARED = dict.fromkeys([f"og-ant-{maze}" for maze in MAZES], "og-ant-mazes") | {"og-antball": "og-ant"}
+# Which gait plays a task: those whose episodes are accepted (experts.py) and better than what planning gets.
+TASKS = {
+    "og-ant": "og-ant",
+    "og-antball": "og-ant",
+} | dict.fromkeys([f"og-ant-{maze}" for maze in MAZES], "og-ant-mazes")
 
 
 # ---- bodies: what they feel, and how features and actions are laid out ----
@@ -152,16 +156,17 @@ def wrap(angle: float) -> float:
 
 
 def dribble(env) -> np.ndarray:
-    """Behind the ball, as seen from the goal, then through it; around it where it would be in the way."""
+    """Round the ball to where it lies before the goal, then straight on: it rolls between the two front legs."""
     ant, ball = env._body.data.qpos[:2], env._body.data.qpos[15:17]
-    to_goal = env._goal - ball
-    to_goal = to_goal / max(np.linalg.norm(to_goal), 1e-6)
-    behind, aside = (ball - ant) @ to_goal, (ball - ant) @ [-to_goal[1], to_goal[0]]
-    if behind > 0.3 and abs(aside) < 0.4 * behind + 0.1:
-        return ball + 0.3 * to_goal - ant
-    if behind > 0.3:
-        return ball - 0.9 * to_goal - ant
-    return ball - 0.9 * to_goal - np.sign(aside or 1) * 1.0 * np.array([-to_goal[1], to_goal[0]]) - ant
+    forward = (env._goal - ball) / max(np.linalg.norm(env._goal - ball), 1e-6)
+    left = np.array([-forward[1], forward[0]])
+    ahead, aside = (ball - ant) @ forward, (ball - ant) @ left  # of the ball, as the ant sees it
+    if ahead > 0.2 and abs(aside) < 0.2 + 0.4 * ahead:
+        return forward + 1.5 * aside * left
+    side = -1 if aside > 0 else 1  # of the ball, on which the ant is
+    if ahead < 0.8 and abs(aside) < 1.0:
+        return side * left - (0.7 if abs(aside) > 0.6 else 0) * forward
+    return (ball - 1.2 * forward - ant) + (side * left if ahead < 0.4 else 0)
 
 
 WAYS = {  # ant -> where to from here, in metres, (2,)
@@ -169,7 +174,14 @@ WAYS = {  # ant -> where to from here, in metres, (2,)
     "og-antball": dribble,
     "mujoco-ant": lambda env: np.array([1.0, 0.0]),
 } | dict.fromkeys([f"og-ant-{maze}" for maze in MAZES], lambda env: env.waypoint() - env._body.get_xy())
-NEAR = 0.35  # metres from a marker: there an ant lies down
+NEAR = 0.35  # metres
+
+
+def there(env) -> bool:
+    """Is what has to be at a marker near it? Then the ant lies down."""
+    if env.name == "og-antball":
+        return env._distances()[0] < NEAR
+    return hasattr(env, "waypoint") and np.linalg.norm(env._body.get_xy() - env._goal) < NEAR
 
 
 def body_of(env):
@@ -184,7 +196,7 @@ def walk(env, obs, weights: np.ndarray, hz: float) -> Iterator[np.ndarray]:
     body, step = body_of(env), 2 * np.pi * hz * seconds(env)
     phase = 0.0
     while True:
-        if hasattr(env, "waypoint") and np.linalg.norm(env._body.get_xy() - env._goal) < NEAR:
+        if there(env):
             action = np.zeros(env.action_space.shape)
         else:
             action = body.act(weights, np.concatenate([clock(phase), body.feel(obs)]))
@@ -209,9 +221,15 @@ def seconds(env) -> float:
 
 
 def player(env, obs, number):
-    """Yields actions for a task of GAITS; experts.py says what a player is."""
-    found, name = load_file(FILE), SHARED.get(env.name, env.name)
+    """Yields actions for a task of TASKS; experts.py says what a player is."""
+    found, name = load_file(FILE), TASKS[env.name]
     return walk(env, obs, found[name], found[f"{name}.hz"].item())
+
+
+def fingerprint(task: str) -> int:
+    """Of the numbers that a task is played with."""
+    found, name = load_file(FILE), TASKS[task]
+    return zlib.crc32(found[name].tobytes() + found[f"{name}.hz"].tobytes())
 
 
 # ---- search ----
