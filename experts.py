@@ -1,6 +1,7 @@
 """Experts: who acts in demonstrations, which attempts are good enough, and making a folder of them.
 
-    script   a player beside its suite or game: Meta-World's packaged experts, way-finding, heuristics, feedback
+    script   a player beside its suite or game: Meta-World's packaged experts, way-finding, heuristics, feedback; or a
+             gait (envs/gaits.py)
     plan     sampling MPC on the true simulator (envs/mpc.py)
     search   random shooting with the emulator's own save and restore (envs/atari_search.py)
     agent    an agent of ours, only if asked for
@@ -42,7 +43,7 @@ from tqdm import tqdm
 import envs
 import recordings
 from demo_format import FORMAT_VERSION, Demos, episode, join, load, save
-from envs import mpc
+from envs import gaits, mpc
 from envs.vector import end_with_parent, light_spawn
 from recordings import Recording
 
@@ -76,7 +77,7 @@ TRIES = {"script": 60, "plan": 3, "search": 3, "agent": 3}
 def source_of(task: str, wanted: str = "auto") -> Source | None:
     """Where demonstrations of a task come from, or None: no source, or not the wanted one."""
     has = {
-        "script": any(task.startswith(word) for word in SCRIPTS),
+        "script": script_of(task) is not None,
         "plan": task in mpc.PLANS,
         "search": task.startswith("atari-"),
         "agent": wanted == "agent",
@@ -98,9 +99,15 @@ def sources_of(task: str, wanted: str = "auto", seed: int = 0) -> tuple[Recordin
     return (recorded if made_by == (own, settings_of(task, own), seed) else None), own
 
 
+def script_of(task: str) -> str | None:
+    """The module that plays a task by a script, if one does."""
+    words = [word for word in SCRIPTS if task.startswith(word)]
+    return "envs.gaits" if task in gaits.TASKS else SCRIPTS[max(words, key=len)] if words else None
+
+
 def module_of(task: str, source: Source) -> str:
     if source == "script":
-        return SCRIPTS[max((word for word in SCRIPTS if task.startswith(word)), key=len)]
+        return script_of(task)
     return {"plan": "envs.mpc", "search": "envs.atari_search", "agent": __name__}[source]
 
 
@@ -193,6 +200,8 @@ def attempt(
 def settings_of(task: str, source: Source, ckpt: Path | None = None) -> str:
     if source == "agent" and ckpt:  # by its content: a path says nothing elsewhere
         return f"{ckpt.name}, sha256 {hashlib.sha256(ckpt.read_bytes()).hexdigest()}"
+    if source == "script" and task in gaits.TASKS:
+        return f"{module_of(task, source)} {gaits.fingerprint(task)}"
     return repr(mpc.PLANS[task]) if source == "plan" else module_of(task, source)
 
 

@@ -252,7 +252,7 @@ def test_a_script_goes_on_where_the_recording_ends(recorded):
 
 
 def test_another_simulator_drops_episodes_and_the_script_takes_over(recorded, monkeypatch, capsys):
-    """The weld that pulls the hand is half as stiff: what was recorded comes late; the script, which looks, does not."""
+    """The weld that pulls the hand is half as stiff: what was recorded comes late; the script, which looks, doesn't."""
     import envs.metaworld as suite
 
     make = suite.make
