@@ -2,7 +2,7 @@
 
     script   a player beside its suite or game: Meta-World's packaged experts, way-finding, heuristics, feedback
     plan     sampling MPC on the true simulator (envs/mpc.py)
-    search   random shooting with the emulator's own save and restore (envs/atari_search.py)
+    search   random variations of a plan, with the emulator's own save and restore (envs/atari_search.py)
     agent    an agent of ours, only if asked for
 
 A player is a generator, player(env, obs, number): it yields actions; `obs, info = yield action` is what came of one.
@@ -36,6 +36,7 @@ from tqdm import tqdm
 import envs
 from demo_format import FORMAT_VERSION, Demos, episode, join, load, save
 from envs import mpc
+from envs.atari_search import search_of
 from envs.vector import end_with_parent, light_spawn
 
 FLOOR = 0.3  # of the score
@@ -155,7 +156,8 @@ def attempt(task: str, number: int, source: Source, seed: int, path: Path, ckpt:
 def provenance(task: str, source: Source, seed: int, ckpt: Path | None) -> dict:
     """What an attempt depends on besides its number. Attempts with another one are made again."""
     package = envs.MAKERS.get(envs.TASKS[task].domain, ("", ""))[1].partition("[")[0]
-    settings = {"plan": repr(mpc.PLANS.get(task)), "agent": str(ckpt)}.get(source, module_of(task, source))
+    settings = {"plan": repr(mpc.PLANS.get(task)), "search": repr(search_of(task)), "agent": str(ckpt)}
+    settings = settings.get(source, module_of(task, source))
     packages = {name: version(name) for name in sorted({package, "mujoco", "numpy"} - {""})}
     return {"version": FORMAT_VERSION, "task": task, "source": source, "settings": settings, "seed": seed,
             "packages": packages}  # fmt: skip
