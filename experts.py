@@ -3,7 +3,7 @@
     script   a player beside its suite or game: Meta-World's packaged experts, way-finding, heuristics, feedback; or a
              gait (envs/gaits.py)
     plan     sampling MPC on the true simulator (envs/mpc.py)
-    search   random shooting with the emulator's own save and restore (envs/atari_search.py)
+    search   random variations of a plan, with the emulator's own save and restore (envs/atari_search.py)
     agent    an agent of ours, only if asked for
 
 What they did is recorded (recordings.py), and playing that again costs a simulator's time only, so it comes first; a
@@ -44,6 +44,7 @@ import envs
 import recordings
 from demo_format import FORMAT_VERSION, Demos, episode, join, load, save
 from envs import gaits, mpc
+from envs.atari_search import search_of
 from envs.vector import end_with_parent, light_spawn
 from recordings import Recording
 
@@ -202,7 +203,8 @@ def settings_of(task: str, source: Source, ckpt: Path | None = None) -> str:
         return f"{ckpt.name}, sha256 {hashlib.sha256(ckpt.read_bytes()).hexdigest()}"
     if source == "script" and task in gaits.TASKS:
         return f"{module_of(task, source)} {gaits.fingerprint(task)}"
-    return repr(mpc.PLANS[task]) if source == "plan" else module_of(task, source)
+    own = {"plan": mpc.PLANS.get(task), "search": search_of(task)}.get(source)
+    return repr(own) if own else module_of(task, source)
 
 
 def provenance(task: str, source: Source, settings: str, seed: int) -> dict:

@@ -1,17 +1,23 @@
 """Scripted players for the 27 Atari games: search with the emulator's own save and restore.
 
-A plan is up to `horizon` moves with the console's state after each; it ends early where a life is lost. Every REPLAN
-steps it is tried to better it `branches` times: go back to a random place in it and go on with random moves, each held
-for a geometric time. Nothing is simulated twice: neither what comes before the branch nor what is left of a plan.
+A plan is up to `horizon` steps of moves, each held for `hold` steps, with the console's state after each; it ends early
+where a life is lost. Before each hold it is tried to better it `branches` times: go back to a random place in it and go
+on, half the time with random moves, half the time with the plan's own but for a stretch of one move. What comes before
+the branch isn't simulated again.
 
     worth   sum_t discount^t (reward_t - life * (largest reward seen) [a life is lost at t]) + novel * news
+            - calm * (smallest reward seen) * unrest
     news    how many (byte of the RAM, value) pairs the plan comes by that the episode hasn't had
+    unrest  how often the move changes, and RESTLESS times how many holds aren't at rest
 
-A tie goes to the plan that is there already: what makes no difference isn't changed.
+The last term is for those who imitate and see the RAM only: a stick that is moved for no reason is noise to them. Where
+nothing else makes a difference, the last move goes on, and where it makes none for long, the stick comes to rest. For
+the same reason a move is held. A tie goes to the plan that is there already.
 NOTE: the search plays on the environment's own console and puts it back before each action; then nothing is left of it.
 The emulator has no noise, so what the search saw is what happens; only `number` makes two episodes differ.
 Source: planning in the emulator as in ALE (arXiv 1207.4708), news as in IW(1) on the RAM (Lipovetzky, Ramirez and
-Geffner, IJCAI 2015); the branching plan is our own.
+Geffner, IJCAI 2015); moves that are held as in "Frame skip is a powerful parameter" (Braylan et al., AAAI workshop
+2015); the branching plan and its price of unrest are our own.
 Test: pytest tests/test_atari_search.py
 """
 
@@ -21,110 +27,138 @@ import numpy as np
 
 from envs.atari import stick
 
-REPLAN = 4  # steps played between two searches
-DISCOUNT = 0.99
+RESTLESS = 0.25  # unrest of one hold that isn't at rest; a change of the move is 1
 
 
 class Search(NamedTuple):
-    """How to search in one game. An episode costs about 1000 branches horizon / 2 REPLAN steps of 0.15 to 0.4 ms."""
+    """How to search in one game. An episode costs about 1000 branches horizon / 2 hold steps of 0.15 to 0.4 ms."""
 
+    hold: int = 4  # steps that a move is held at least: it changes at multiples of this
     branches: int = 20
-    horizon: int = 48  # steps; 15 are a second
-    hold: float = 4.0  # mean steps that a random move is held
+    horizon: int = 96  # steps; 15 are a second
+    repeat: float = 2.0  # mean holds that a random move lasts
     life: float = 10.0  # price of a lost life, in units of the largest reward seen so far
     novel: float = 0.0  # worth of one piece of news, in points
+    discount: float = 0.99  # a step
+    calm: float = 0.05  # price of unrest, in units of the smallest reward seen so far
 
 
-class Step(NamedTuple):
-    """One move of a plan and what came of it."""
+class Hold(NamedTuple):
+    """One move, held for `Search.hold` steps, and what came of it."""
 
     move: int
     state: object  # of the console, afterwards
     reward: float
-    lost: bool  # a life, or the game: a plan's last step
+    lost: bool  # a life, or the game: a plan's last hold
     ram: np.ndarray
 
 
 SETTINGS = {  # where the default isn't enough, or reward is far away
-    "asterix": Search(branches=40),
-    "bank-heist": Search(branches=12, horizon=100, hold=6.0),
-    "double-dunk": Search(branches=10, horizon=120, hold=6.0),
-    "kangaroo": Search(branches=14, horizon=96, hold=6.0, novel=1.0),
-    "krull": Search(branches=24, horizon=72, life=2.0),
+    "double-dunk": Search(hold=8, branches=12, horizon=160, discount=0.995),
+    "kangaroo": Search(branches=12, horizon=160, novel=1.0),
+    "krull": Search(life=2.0),
+    "robotank": Search(branches=10, horizon=120, life=2.0, discount=0.995),
 }
 
+REST = 0  # the first of POSITIONS, without fire
 # (a0, a1) well inside the regions of the four words that can be held with STICK_BACK = 0.5; fire doubles them. Down
 # left is the stick at rest: Pong, which reads the deflection, then lets the paddle stand; and on the way from one
 # position to another that borders on it there are only these two, so that an imitator's hesitation is one of them.
-POSITIONS = {"UPRIGHT": (1, 0.25), "UPLEFT": (1, 0.583), "DOWNRIGHT": (1, -0.083), "DOWNLEFT": (-1, 0.25)}
+POSITIONS = {"DOWNLEFT": (-1, 0.25), "UPLEFT": (1, 0.583), "UPRIGHT": (1, 0.25), "DOWNRIGHT": (1, -0.083)}
+
+
+def search_of(task: str) -> Search:
+    return SETTINGS.get(task.removeprefix("atari-"), Search())
 
 
 def moves(env) -> list[tuple]:
-    """What to search over: (action (3,), the emulator's word, deflection) of the moves that differ here."""
+    """What to search over: (action (3,), the emulator's word, deflection) of the moves that differ here, rest first."""
     game = env.unwrapped
     used = " ".join(action.name for action in game._ale.getMinimalActionSet())
     positions, triggers = POSITIONS, (-1, 1) if "FIRE" in used else (-1,)
     if game.name != "atari-pong" and not ("UP" in used or "DOWN" in used):
-        positions = {name: POSITIONS[name] for name in ("UPRIGHT", "UPLEFT")}  # up or down is the same
+        positions = {name: POSITIONS[name] for name in ("UPLEFT", "UPRIGHT")}  # up or down is the same
     vectors = [np.array([*place, trigger], np.float32) for place in positions.values() for trigger in triggers]
     meaning = [stick(vector) for vector in vectors]
     words = game._ale_py.Action.__members__
     return [(vector, words[word], deflection) for vector, (word, deflection) in zip(vectors, meaning, strict=True)]
 
 
-def draw(rng: np.random.Generator, length: int, count: int, hold: float) -> list[int]:
-    """Random moves out of `count`, each held for a geometric time of mean `hold`."""
-    start = np.where(rng.random(length) < 1 / hold, np.arange(length), 0)
+def draw(rng: np.random.Generator, length: int, count: int, repeat: float) -> list[int]:
+    """Random moves out of `count`, each repeated for a geometric number of holds of mean `repeat`."""
+    start = np.where(rng.random(length) < 1 / repeat, np.arange(length), 0)
     return rng.integers(count, size=length)[np.maximum.accumulate(start)].tolist()
 
 
-def simulate(ale, state, commands: list[tuple], tail: list[int]) -> list[Step]:
+def vary(rng: np.random.Generator, own: list[int], before: int, drawn: list[int], repeat: float) -> list[int]:
+    """The moves `drawn`, or `own` with a stretch at its beginning of one move: of the one before it, or a new one."""
+    if rng.random() < 0.5:
+        return drawn
+    stretch = min(len(drawn), int(rng.geometric(1 / repeat)))
+    move = before if rng.random() < 0.5 else drawn[0]
+    return [move] * stretch + (own + drawn[len(own) :])[stretch:]
+
+
+def unrest(moves: list[int], before: int) -> float:
+    """How little like a calm player's these moves are, after the move `before`; see the header."""
+    changes = sum(a != b for a, b in zip(moves, [before, *moves], strict=False))
+    return changes + RESTLESS * sum(move != REST for move in moves)
+
+
+def simulate(ale, state, commands: list[tuple], tail: list[int], hold: int) -> list[Hold]:
     """What comes of the moves `tail` from `state` on; stops at the first lost life. Leaves the console there."""
     ale.restoreState(state)
-    act, had, steps = ale.act, ale.lives(), []
+    act, had, holds = ale.act, ale.lives(), []
     for move in tail:
         word, deflection = commands[move]
-        reward = act(word, deflection) + act(word, deflection) + act(word, deflection) + act(word, deflection)
+        reward = sum(act(word, deflection) for _ in range(4 * hold))
         lost = ale.lives() < had or ale.game_over()
-        steps.append(Step(move, ale.cloneState(), reward, lost, ale.getRAM()))
+        holds.append(Hold(move, ale.cloneState(), reward, lost, ale.getRAM()))
         if lost:
             break
-    return steps
+    return holds
 
 
 def player(env, obs, number: int):
     """Yields actions as every scripted player does; see the header."""
-    s = SETTINGS.get(env.unwrapped.name.removeprefix("atari-"), Search())
+    s = search_of(env.unwrapped.name)
     ale, rng, choice = env.unwrapped._ale, np.random.default_rng(number), moves(env)
     commands = [(word, deflection) for _, word, deflection in choice]
+    length, discount = s.horizon // s.hold, s.discount**s.hold
     had = np.zeros((128, 256), bool)  # values that each byte has had
-    largest = 1.0  # reward
+    largest, smallest = 1.0, np.inf  # reward
+    last = REST
 
     def worth(plan):
-        value = sum(DISCOUNT**t * (step.reward - s.life * largest * step.lost) for t, step in enumerate(plan))
+        value = sum(discount**t * (hold.reward - s.life * largest * hold.lost) for t, hold in enumerate(plan))
+        value -= s.calm * (smallest if smallest < np.inf else 1) * unrest([hold.move for hold in plan], last)
         if s.novel:
             news = np.zeros_like(had)
-            news[np.arange(128), np.array([step.ram for step in plan])] = True
+            news[np.arange(128), np.array([hold.ram for hold in plan])] = True
             value += s.novel * (news & ~had).sum()
         return value
 
-    def go_on(plan, cut):
-        """The first `cut` steps of a plan, the rest anew."""
-        tail = draw(rng, s.horizon - cut, len(choice), s.hold)
-        return plan[:cut] + simulate(ale, plan[cut - 1].state if cut else start, commands, tail)
+    def go_on(plan, cut, tail):
+        """The first `cut` holds of a plan, then the moves `tail`."""
+        return plan[:cut] + simulate(ale, plan[cut - 1].state if cut else start, commands, tail, s.hold)
 
     plan = []
     while True:
         start = ale.cloneState(include_rng=True)  # to leave no trace
         if not plan or not plan[-1].lost:
-            plan = go_on(plan, len(plan))
+            plan = go_on(plan, len(plan), [plan[-1].move if plan else last] * (length - len(plan)))
         for _ in range(s.branches):
-            other = go_on(plan, int(rng.integers(len(plan))))
-            largest = max(largest, *(step.reward for step in other))
+            cut = int(rng.integers(len(plan)))
+            own, before = [hold.move for hold in plan[cut:]], plan[cut - 1].move if cut else last
+            tail = vary(rng, own, before, draw(rng, length - cut, len(choice), s.repeat), s.repeat)
+            other = go_on(plan, cut, tail)
+            largest = max(largest, *(hold.reward for hold in other))
+            smallest = min(smallest, *(hold.reward if hold.reward > 0 else np.inf for hold in other))
             if worth(other) > worth(plan):
                 plan = other
         ale.restoreState(start)
-        for step in plan[:REPLAN]:
+        last = plan[0].move
+        for _ in range(s.hold):
             had[np.arange(128), ale.getRAM()] = True
-            yield choice[step.move][0]
-        plan = plan[REPLAN:]
+            yield choice[last][0]
+        plan = plan[1:]

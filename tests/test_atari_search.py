@@ -9,6 +9,7 @@ import pytest
 
 import envs
 import envs.atari
+import experts
 from envs import atari_search
 from envs.atari import stick
 from envs.atari_search import Search
@@ -21,7 +22,7 @@ every_game = pytest.mark.parametrize("name", [*FEW, *(pytest.param(n, marks=pyte
 @pytest.fixture
 def small(monkeypatch):
     """A search that is cheap, not good."""
-    monkeypatch.setattr(atari_search, "SETTINGS", dict.fromkeys(envs.atari.GAMES, Search(branches=2, horizon=12)))
+    monkeypatch.setattr(atari_search, "SETTINGS", dict.fromkeys(envs.atari.GAMES, Search(branches=2, horizon=24)))
 
 
 def play(name, number, steps, seed=0):
@@ -113,12 +114,57 @@ def test_every_setting_belongs_to_a_game():
     assert {"atari-" + name for name in atari_search.SETTINGS} <= set(NAMES)
 
 
-def test_moves_are_held():
+def test_the_settings_are_part_of_where_a_demonstration_comes_from(monkeypatch):
+    before = experts.provenance("atari-pong", "search", 0, None)["settings"]
+    monkeypatch.setitem(atari_search.SETTINGS, "pong", Search(branches=3))
+    assert experts.provenance("atari-pong", "search", 0, None)["settings"] == repr(Search(branches=3)) != before
+
+
+# ---- a calm hand ----
+
+
+def test_random_moves_last():
     rng = np.random.default_rng(0)
     drawn = np.concatenate([atari_search.draw(rng, 50, 8, 5.0) for _ in range(400)]).reshape(400, 50)
     changes = (drawn[:, 1:] != drawn[:, :-1]).mean()
-    assert abs(changes - 7 / 8 / 5) < 0.01  # a new draw in 1 of 5 steps, another move in 7 of 8 of these
+    assert abs(changes - 7 / 8 / 5) < 0.01  # a new draw in 1 of 5 holds, another move in 7 of 8 of these
     assert (np.bincount(drawn.ravel(), minlength=8) > 0.1 * drawn.size).all()
+
+
+@pytest.mark.parametrize("hold", [2, 4])
+def test_a_move_changes_only_on_the_grid(monkeypatch, hold):
+    monkeypatch.setitem(atari_search.SETTINGS, "asterix", Search(hold=hold, branches=4, horizon=24, calm=0.0))
+    actions = np.array(play("atari-asterix", 0, 80)[0])
+    changed = 1 + np.flatnonzero((actions[1:] != actions[:-1]).any(1))
+    assert len(changed) > 3 and not (changed % hold).any()
+    assert (changed % (2 * hold)).any()  # and on all of it
+
+
+def test_a_variation_is_new_or_differs_in_one_stretch():
+    rng, own, drawn = np.random.default_rng(0), [1, 2, 3, 1, 2], [5, 6, 7, 8, 9, 5, 6]
+    kinds = set()
+    for _ in range(400):
+        tail = atari_search.vary(rng, own, 4, drawn, 2.0)
+        assert len(tail) == len(drawn)
+        if tail != drawn:
+            kinds.add(tail[0])
+            stretch = next((n for n, move in enumerate(tail) if move != tail[0]), len(tail))
+            assert tail[stretch:] == (own + drawn[5:])[stretch:]
+    assert kinds == {4, 5}  # the move before, a new one
+
+
+def test_where_plans_tie_the_last_move_goes_on():
+    unrest, rest = atari_search.unrest, atari_search.REST
+    assert unrest([3, 3, 3], 3) < min(unrest([rest] * 3, 3), unrest([3, 3, 5], 3), unrest([5, 5, 5], 3))
+    assert unrest([rest] * 9, 3) < unrest([3] * 9, 3)  # for long: to rest
+
+
+@pytest.mark.parametrize("name", ["atari-pong", "atari-ms-pacman"])
+def test_where_nothing_matters_the_stick_rests(small, name):
+    actions = play(name, 0, 20)[0]  # no ball yet, no ghost: no reward in sight
+    env = envs.make(name)
+    env.reset(seed=0)
+    assert (np.array(actions) == atari_search.moves(env)[atari_search.REST][0]).all()
 
 
 @pytest.mark.slow
