@@ -20,7 +20,6 @@ Test: pytest tests/test_demos.py
 import functools
 import importlib
 import multiprocessing
-import os
 import shutil
 import time
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
@@ -28,6 +27,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
+
+import machine
 
 import numpy as np
 import safetensors
@@ -301,7 +302,7 @@ def make_all(
         if not foreign and (meta.get("wanted", 0) < episodes or not meta["complete"]):
             todo.append(Work(task, source_of(task, source), episodes, folder, seed, ckpt))
             todo[-1].read()
-    workers = workers or os.cpu_count() or 1
+    workers = workers or machine.cores()
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
     running: dict[Future, tuple[Work, int]] = {}
     suites = [envs.TASKS[work.task].domain for work in todo]

@@ -21,11 +21,12 @@ Test: pytest tests/test_newt.py tests/test_parity.py
 """
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+import machine
 
 import safetensors
 import torch
@@ -519,7 +520,7 @@ def act(
 
 
 CPU_PLAN_ROWS = 2048  # plans evaluated at once by a core
-CORES = os.cpu_count() or 1
+CORES = machine.cores()
 _PLANNERS = ThreadPoolExecutor(CORES)
 
 

@@ -23,6 +23,8 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import machine  # noqa: F401  refuses a Python that lacks the packages below
+
 import gymnasium as gym
 
 from envs.camera import import_without_gl
