@@ -10,7 +10,6 @@ Test: pytest tests/test_bench.py
 """
 
 import multiprocessing
-import os
 import statistics
 import sys
 import threading
@@ -20,6 +19,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.resource_tracker import ensure_running
 from typing import Literal, NamedTuple
+
+import machine
 
 import numpy as np
 import psutil
@@ -327,7 +328,7 @@ def main_overlap(cfg: OverlapBench) -> None:
     )  # fmt: skip
     replay = filled(501 * max(n, 200), a, n)
     task, each = torch.arange(n), max(1, round(cfg.utd * n))
-    workers = cfg.workers or os.cpu_count() or 1
+    workers = cfg.workers or machine.cores()
     with VectorEnv(names, 0, workers, a.obs_dim, a.action_dim) as vector:
         obs, first, warm = vector.reset(), task >= 0, torch.zeros(n, a.horizon, a.action_dim)
         times: dict[bool, list[np.ndarray]] = {True: [], False: []}
@@ -354,7 +355,7 @@ def main_overlap(cfg: OverlapBench) -> None:
             return np.diff(marks)
 
         print(f"{n} tasks, {workers} workers, {each} updates per step of all, size {a.size}, batch {a.batch_size}, "
-              f"{torch.get_num_threads()} of {os.cpu_count()} cores for an update", flush=True)  # fmt: skip
+              f"{torch.get_num_threads()} of {machine.cores()} cores for an update", flush=True)  # fmt: skip
         step(True)
         for _ in range(cfg.turns):
             for overlap in times:
@@ -368,7 +369,7 @@ def main_overlap(cfg: OverlapBench) -> None:
         f"{'send, update, recv':34}{wall:9.0f}{plan:9.0f}{update:9.0f}{wait:9.0f}   {wall_0 / wall:.2f} times as fast"
     )
     # Together the two take at least as long as the longer one, and as all cores need for what they take from each.
-    cores = os.cpu_count() or 1
+    cores = machine.cores()
     busy = update_0 * min(cores, torch.get_num_threads()) + simulate * min(cores, workers)
     ideal = plan_0 + max(update_0, simulate, busy / cores)
     print(f"{'ideal':34}{ideal:9.0f}{'':27}   {wall_0 / ideal:.2f} times as fast")

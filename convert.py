@@ -33,6 +33,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import machine  # noqa: F401  refuses a Python that lacks the packages below
+
 import numpy as np
 import safetensors
 import torch

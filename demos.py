@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import machine  # noqa: F401  refuses a Python that lacks the packages below
+
 import numpy as np
 import tyro
 

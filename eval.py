@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import machine
+
 import numpy as np
 import torch
 import tyro
@@ -69,13 +71,14 @@ class Episode(NamedTuple):
 
 
 def share_cores(size: str) -> None:
-    """Give small networks one torch thread on a CPU, unless OMP_NUM_THREADS says otherwise.
+    """Give small networks one torch thread on a CPU, others as many as this process has cores at most.
 
-    Their matrix products are too small to share: cores that wait for each other lose more than they gain, most of all
-    where other programs run. Planning uses all cores all the same, for different environments.
+    Unless OMP_NUM_THREADS says otherwise. Small matrix products can't be shared: cores that wait for each other lose
+    more than they gain, most of all where other programs run. Planning uses all cores all the same, for different
+    environments.
     """
-    if size in ("XS", "S") and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1 if size in ("XS", "S") else min(torch.get_num_threads(), machine.cores()))
 
 
 def pick_device(name: str) -> torch.device:

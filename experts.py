@@ -26,7 +26,6 @@ import functools
 import hashlib
 import importlib
 import multiprocessing
-import os
 import shutil
 import time
 from collections import Counter
@@ -35,6 +34,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
+
+import machine
 
 import numpy as np
 import safetensors
@@ -421,7 +422,7 @@ def make_all(
             todo[-1].read()
         else:
             played.update(meta.get("played", {}))
-    workers = workers or os.cpu_count() or 1
+    workers = workers or machine.cores()
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
     running: dict[Future, tuple[Work, int]] = {}
     suites = [envs.TASKS[work.task].domain for work in todo]

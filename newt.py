@@ -22,10 +22,11 @@ Test: pytest tests/test_newt.py tests/test_parity.py
 """
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple, get_args, get_origin
+
+import machine
 
 import torch
 import torch.nn.functional as F
@@ -573,5 +574,5 @@ def act(
 
 
 CPU_PLAN_ROWS = 2048  # plans evaluated at once by a core
-CORES = os.cpu_count() or 1
+CORES = machine.cores()
 _PLANNERS = ThreadPoolExecutor(CORES)

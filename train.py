@@ -29,6 +29,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
+import machine
+
 import numpy as np
 import psutil
 import torch
@@ -498,7 +500,7 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
     check(cfg, tasks, world)
     envs.require_real_assets(cfg.require_real_assets)
     device = evaluation.pick_device(cfg.device)
-    workers = cfg.workers or max(1, (os.cpu_count() or 1) // world.local_size)
+    workers = cfg.workers or max(1, machine.cores() // world.local_size)
     if not cfg.resume and speaks:
         checkpoint.require_empty(folder, cfg.overwrite)
     seeds = np.random.SeedSequence([cfg.seed, world.rank]).generate_state(2)

@@ -25,6 +25,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import machine  # noqa: F401  refuses a Python that lacks the packages below
+
 import gymnasium as gym
 
 from envs.camera import import_without_gl

@@ -10,7 +10,6 @@ Test: pytest tests/test_tasks.py
 
 import csv
 import multiprocessing
-import os
 import textwrap
 import time
 import warnings
@@ -19,6 +18,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import machine
 
 import numpy as np
 import psutil
@@ -65,7 +66,7 @@ def actions(env, policy: str, seed: int, steps: int) -> np.ndarray:
 def in_processes(call: Callable, names: list[str], workers: int, title: str) -> Iterator:
     """call(name) for each in fresh processes (simulators don't survive a fork), in order, with a bar."""
     context = multiprocessing.get_context("spawn")
-    with light_spawn(), ProcessPoolExecutor(workers or os.cpu_count(), context, end_with_parent) as pool:
+    with light_spawn(), ProcessPoolExecutor(workers or machine.cores(), context, end_with_parent) as pool:
         yield from tqdm(pool.map(call, names), total=len(names), desc=title, unit="task")
 
 

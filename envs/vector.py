@@ -40,6 +40,8 @@ from multiprocessing.resource_tracker import ensure_running
 from multiprocessing.util import Finalize
 from typing import NamedTuple
 
+import machine
+
 import numpy as np
 
 import envs
@@ -107,6 +109,8 @@ def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode) ->
     [(i, traceback) of each environment that failed and was made anew]), or ("error", traceback) and the end.
     """
     end_with_parent()  # also in the middle of a step that never ends
+    if os.name != "posix":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # see _hidden_from_signals
     views, made, dims, episode, faults = _views(memory, *sizes), {}, {}, {}, []
     copy = {i: tasks[:i].count(tasks[i]) for i in share}
 
@@ -213,12 +217,16 @@ def end_with_parent() -> None:
 
 @contextmanager
 def _hidden_from_signals():
-    """Children started here never get SIGINT or SIGTERM: they may reach every process, but only the parent decides.
+    """Children started here get no SIGINT, SIGTERM or SIGHUP: those may reach every process, but the parent decides.
 
     A mask is inherited, so it holds from a child's first moment; the caller gets its signal when the block ends.
+    Windows has no masks: there workers refuse Ctrl-C themselves (`_work`), and nothing else reaches them.
     """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     ensure_running()  # Python starts its resource tracker with the first child, and that lifts the mask again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:
@@ -270,7 +278,7 @@ class VectorEnv:
         made, or a worker dies or stays silent in it for BUILD_TIMEOUT_S, twice.
         """
         n = len(tasks)
-        workers = min(n, (os.cpu_count() or 1) if workers is None else workers)
+        workers = min(n, machine.cores() if workers is None else workers)
         if min(n, workers, obs_dim, action_dim) < 1:
             raise ValueError(f"need at least one task, worker, obs and action dim; got {n} tasks, {workers} workers")
         self.tasks, self.n = list(tasks), n
