@@ -4,6 +4,16 @@ File <task>.safetensors: obs (N, O), action (N, A), reward (N,), episode_start (
 score, seed; JSON under "newt_demos" in the header. Row t of an episode is obs_t and the action and reward that led to
 it; the first row's action and reward are NaN. Where episodes may be over before their time, "terminated" in the JSON is
 a list of which are. Replaying the actions after reset(seed=) gives the same observations.
+
+Your own, of any task (`gym:...` and `module:function`, too), from obs (T+1, O), action (T, A) in [-1, 1], reward (T,):
+
+    import demo_format
+    from pathlib import Path
+    episodes = [demo_format.from_arrays("gym:Pendulum-v1", obs, action, reward) for obs, action, reward in mine]
+    demo = demo_format.join(episodes, episodes[0].meta)
+    demo_format.save(demo_format.place(Path("demos"), "gym:Pendulum-v1"), demo)
+
+and `train.py --tasks gym:Pendulum-v1 --demos demos/` learns from them.
 Test: pytest tests/test_demos.py
 """
 
@@ -40,6 +50,28 @@ class Demos(NamedTuple):
         return self.meta.get("terminated", [False] * len(self.ret))
 
 
+def place(folder: Path, task: str) -> Path:
+    """Where a task's demonstrations are in a folder."""
+    return folder / f"{envs.file_name(task)}.safetensors"
+
+
+def from_arrays(task: str, obs, action, reward, terminated: bool = False) -> Demos:
+    """An episode of your own: obs (T+1, O), action (T, A) in [-1, 1], reward (T,); terminated: nothing comes after it.
+
+    ValueError, one line, if these don't fit each other or the task.
+    """
+    obs, action, reward = (np.asarray(x, np.float32) for x in (obs, action, reward))
+    if obs.ndim != 2 or action.ndim != 2 or reward.ndim != 1 or not len(obs) - 1 == len(action) == len(reward) > 0:
+        shapes = f"{obs.shape}, {action.shape} and {reward.shape}"
+        raise ValueError(f"{task}: obs (T+1, O), action (T, A) and reward (T,) are wanted, not {shapes}")
+    action = np.pad(action, ((1, 0), (0, 0)), constant_values=np.nan)
+    reward = np.pad(reward, (1, 0), constant_values=np.nan)
+    unknown, meta = np.array([np.nan], np.float32), {"version": FORMAT_VERSION, "task": task, "source": "arrays"}
+    meta |= {"terminated": [True]} if terminated else {}
+    start, ret, no_seed = np.array([0, len(obs)]), np.nansum(reward)[None], np.array([-1])
+    return check(Demos(obs, action, reward, start, ret, unknown, unknown, no_seed, meta), Path("these arrays"), task)
+
+
 def save(path: Path, demo: Demos) -> None:
     """Write a file; whatever happens, what stands at `path` is the old file or the whole new one."""
     arrays = {"obs": demo.obs, "action": demo.action, "reward": demo.reward, "return": demo.ret, "score": demo.score,
@@ -57,6 +89,9 @@ def save(path: Path, demo: Demos) -> None:
 
 
 def join(parts: list[Demos], meta: dict) -> Demos:
+    """Episodes one behind the other; meta is that of the whole, but for "terminated"."""
+    ends = [end for part in parts for end in part.terminated]
+    meta = {**meta, "terminated": ends} if any(ends) else {k: v for k, v in meta.items() if k != "terminated"}
     lengths = [len(part.obs) for part in parts]
     names = ("obs", "action", "reward", "ret", "success", "score", "seed")
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
@@ -75,8 +110,10 @@ def episode(demo: Demos, e: int) -> Demos:
 def check(demo: Demos, path: Path, task: str) -> Demos:
     """The same, if it fits the task. ValueError, one line that names the file: wrong shapes, NaN elsewhere, actions
     beyond [-1, 1]."""
-    row, n, start = envs.TASKS[task], len(demo.obs), demo.episode_start
-    shapes = {"obs": (n, row.obs_dim), "action": (n, row.action_dim), "reward": (n,)}
+    row, n, start = envs.TASKS.get(task), len(demo.obs), demo.episode_start
+    # An own task that nobody has named in this program is not made (that runs code) to ask for its sizes.
+    sizes = (row.obs_dim, row.action_dim) if row else (demo.obs.shape[1], demo.action.shape[1])
+    shapes = {"obs": (n, sizes[0]), "action": (n, sizes[1]), "reward": (n,)}
     shapes |= dict.fromkeys(("ret", "success", "score", "seed"), (len(start) - 1,))
     wrong = [name for name, shape in shapes.items() if getattr(demo, name).shape != shape]
     # No negative ones: with them the differences could wrap around.
@@ -102,7 +139,7 @@ def load(path: Path, task: str) -> Demos:
     wrong shapes, or NaN anywhere but in the first rows.
     """
     path = Path(path)
-    if task not in envs.TASKS:
+    if task not in envs.TASKS and ":" not in task:
         raise ValueError(f"unknown task {task!r} for {path}; all names are in envs/tasks.csv")
     if not path.is_file():
         raise FileNotFoundError(f"no demonstrations of {task} at {path}; make them with `python demos.py make`")

@@ -14,7 +14,6 @@ import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import machine  # noqa: F401  refuses a Python that lacks the packages below
 
@@ -24,7 +23,7 @@ import tyro
 import envs
 import experts
 import recordings
-from demo_format import episode, join, load
+from demo_format import episode, join, load, place
 from envs.browse import film, in_processes
 
 
@@ -33,10 +32,10 @@ def overview(folder: Path) -> list[dict]:
     rows = []
     files = {p.stem for p in folder.glob("*.safetensors")} | {p.name for p in folder.glob("attempts/*")}
     for name in sorted(map(envs.task_name, files)):
-        path = folder / f"{envs.file_name(name)}.safetensors"
+        path = place(folder, name)
         if path.is_file():
             demo = load(path, name)
-            kept, tried = len(demo.ret), demo.meta["tried"]
+            kept, tried = len(demo.ret), demo.meta.get("tried", len(demo.ret))
             cpu = demo.meta.get("tried_cpu_seconds", np.nan) / kept  # older files don't say
         else:
             files = sorted((folder / "attempts" / envs.file_name(name)).glob("*.safetensors"))
@@ -44,7 +43,8 @@ def overview(folder: Path) -> list[dict]:
                 continue
             demo = join(parts := [load(file, name) for file in files], parts[0].meta)
             kept, tried, cpu = 0, len(files), sum(part.meta["cpu_seconds"][0] for part in parts)
-        row = {"task": envs.label(name), "suite": envs.TASKS[name].domain, "source": demo.meta["source"], "kept": kept,
+        suite = "own" if ":" in name else envs.TASKS[name].domain
+        row = {"task": envs.label(name), "suite": suite, "source": demo.meta["source"], "kept": kept,
                "tried": tried, "return": demo.ret.mean(), "score": demo.score.mean(), "success": demo.success.mean(),
                "cpu_seconds_per_kept": cpu}  # fmt: skip
         rows.append(row)
@@ -61,9 +61,10 @@ class Make:
     """per task"""
     out: Path = Path("demos")
     """folder to write to"""
-    source: Literal["auto"] | experts.Source = "auto"
-    """who acts; auto: what is recorded, then a script, and where nothing is recorded also plan or search (hours);
-    a source by its name goes on where its own recording ends"""
+    source: str = "auto"
+    """who acts: auto, script, plan, search, agent, or module:function, a player of yours (experts.py). auto: what is
+    recorded, then a script, and where nothing is recorded also plan or search (hours); a source by its name goes on
+    where its own recording ends"""
     ckpt: Path | None = None
     """agent.safetensors that acts, for --source agent"""
     minutes_per_task: float = 0
@@ -102,6 +103,8 @@ class Check:
 
     folder: tyro.conf.Positional[Path] = Path("demos")
     """folder with one file per task"""
+    tasks: str = ""
+    """own tasks (gym:<id>, module:function) whose files are to be checked, too: that runs their code"""
     workers: int = 0
     """processes; 0: one per core"""
 
@@ -126,12 +129,16 @@ def main_make(cfg: Make) -> None:
         raise ValueError(f"episodes must be at least 1, got {cfg.episodes}")
     if cfg.minutes_per_task < 0:
         raise ValueError(f"minutes_per_task must be at least 0, got {cfg.minutes_per_task}")
+    if ":" not in cfg.source and cfg.source not in ("auto", *experts.SOURCES):
+        raise ValueError(f"no source {cfg.source!r}: it is auto, {', '.join(experts.SOURCES)} or module:function")
     if (cfg.source == "agent") != (cfg.ckpt is not None):
         raise ValueError("--source agent and --ckpt FILE belong together")
     if cfg.source == "agent":
         unknown = sorted(set(tasks) - set(experts.agent_of(cfg.ckpt).tasks))
         if unknown:
             raise ValueError(f"{cfg.ckpt} does not know {', '.join(unknown)}")
+    if ":" in cfg.source:
+        experts.player_of("", cfg.source)  # now, not after the first minutes
     without = [task for task in tasks if experts.sources_of(task, cfg.source, cfg.seed) == (None, None)]
     if len(without) == len(tasks):
         raise ValueError(f"no source of demonstrations ({cfg.source}) for {', '.join(without)}")
@@ -151,15 +158,17 @@ def main_list(cfg: List) -> None:
         raise FileNotFoundError(f"no demonstrations in {cfg.folder}")
     print(f"{'task':34}{'episodes':>9}{'return':>10}{'success':>9}{'score':>7}  {'source':8}{'tried':>6}{'CPU s':>7}")
     for row in rows:
-        print(f"{row['task']:34}{row['kept']:9}{row['return']:10.1f}{row['success']:9.2f}{row['score']:7.2f}  "
-              f"{row['source']:8}{row['tried']:6}{row['cpu_seconds_per_kept']:7.1f}")  # fmt: skip
+        ends = f"{row['return']:10.1f}{row['success']:9.2f}{row['score']:7.2f}".replace("nan", "  -")  # undefined
+        cpu = f"{row['cpu_seconds_per_kept']:7.1f}".replace("nan", "  -")
+        print(f"{row['task']:34}{row['kept']:9}{ends}  {row['source']:8}{row['tried']:6}{cpu}")
     print(f"{'suite':34}{'tasks':>9}{'episodes':>10}{'score':>9}{'>= 0.5':>7}  {'CPU s per episode (median, most)'}")
     for suite in dict.fromkeys(row["suite"] for row in rows):
         kept = [row for row in rows if row["suite"] == suite and row["kept"]]
         if kept:
             score, cpu = ([row[key] for row in kept] for key in ("score", "cpu_seconds_per_kept"))
-            print(f"{suite:34}{len(kept):9}{sum(row['kept'] for row in kept):10}{np.mean(score):9.2f}"
-                  f"{sum(x >= 0.5 for x in score):7}  {np.median(cpu):.1f}, {max(cpu):.1f}")  # fmt: skip
+            many = f"{suite:34}{len(kept):9}{sum(row['kept'] for row in kept):10}"
+            print(many + f"{np.mean(score):9.2f}{sum(x >= 0.5 for x in score):7}  {np.median(cpu):.1f}, {max(cpu):.1f}"
+                  .replace("nan", "  -"))  # fmt: skip
     have = {row["task"].rstrip("*") for row in rows if row["kept"]}
     none = [name for name in envs.select("all") if name not in have]
     print(f"{len(have)} tasks" + (f"; of the 200 training tasks none for {', '.join(none)}" if none else ""))
@@ -210,6 +219,12 @@ def main_check(cfg: Check) -> None:
     paths = sorted(cfg.folder.glob("*.safetensors"))
     if not paths:
         raise FileNotFoundError(f"no demonstrations in {cfg.folder}")
+    named = [place(cfg.folder, task) for task in envs.select(cfg.tasks)] if cfg.tasks else []
+    own = [path for path in paths if ":" in envs.task_name(path.stem) and path not in named]
+    if own:
+        foreign = ", ".join(envs.task_name(path.stem) for path in own)
+        print(f"not played, since that runs their code: {foreign}; name them with --tasks")
+        paths = [path for path in paths if path not in own]
     found = in_processes(replay, paths, cfg.workers, "check")
     wrong = [f"{path.stem}: {what}" for path, what in zip(paths, found, strict=True) if what]
     print("\n".join([*wrong, f"{len(paths)} tasks played again, {len(wrong)} differ"]))

@@ -4,7 +4,7 @@
              gait (envs/gaits.py)
     plan     sampling MPC on the true simulator (envs/mpc.py)
     search   random variations of a plan, with the emulator's own save and restore (envs/atari_search.py)
-    agent    an agent of ours, only if asked for
+    agent    an agent of ours, only if asked for; as is module:function, a player of yours
 
 What they did is recorded (recordings.py), and playing that again costs a simulator's time only, so it comes first; a
 script goes on where a recording ends. Plans, searches and agents do so only if asked for by name: they take hours.
@@ -28,12 +28,13 @@ import importlib
 import multiprocessing
 import shutil
 import time
+import zlib
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import machine
 
@@ -43,9 +44,10 @@ from tqdm import tqdm
 
 import envs
 import recordings
-from demo_format import FORMAT_VERSION, Demos, episode, join, load, save
+from demo_format import FORMAT_VERSION, Demos, episode, join, load, place, save
 from envs import gaits, mpc
 from envs.atari_search import search_of
+from envs.custom import imported
 from envs.vector import end_with_parent, light_spawn
 from recordings import Recording
 
@@ -68,9 +70,11 @@ SCRIPTS = {  # how names of tasks begin -> module with their player(env, obs, nu
     "ms-place-sphere": "envs.maniskill_players",
     "ms-lift-peg": "envs.maniskill_players",
 }
-Source = Literal["script", "plan", "search", "agent"]
+Source = str  # script, plan, search, agent, or module:function
+SOURCES = ("script", "plan", "search", "agent")
 # Attempts per wanted episode at most. Scripts are nearly free, and handle-press, the worst, needs about fifty.
-TRIES = {"script": 60, "plan": 3, "search": 3, "agent": 3}
+TRIES = {"script": 60}
+OTHER_TRIES = 3
 
 
 # ---- who acts ----
@@ -84,7 +88,7 @@ def source_of(task: str, wanted: str = "auto") -> Source | None:
         "search": task.startswith("atari-"),
         "agent": wanted == "agent",
     }
-    return next((source for source in has if has[source] and wanted in ("auto", source)), None)
+    return wanted if ":" in wanted else next((s for s in has if has[s] and wanted in ("auto", s)), None)
 
 
 def sources_of(task: str, wanted: str = "auto", seed: int = 0) -> tuple[Recording | None, Source | None]:
@@ -115,7 +119,19 @@ def module_of(task: str, source: Source) -> str:
 
 def ways_of(task: str, source: Source) -> int:
     """How many ways of acting a player has: the length of its module's WAYS, if it has one. Attempt k is k % ways."""
-    return len(getattr(importlib.import_module(module_of(task, source)), "WAYS", "1"))
+    return 1 if ":" in source else len(getattr(importlib.import_module(module_of(task, source)), "WAYS", "1"))
+
+
+def player_of(task: str, source: Source, ckpt: Path | None = None) -> Callable:
+    """Who acts: player(env, obs, number). ValueError if a player of yours can't be had."""
+    if source == "agent":
+        return functools.partial(agent_player, ckpt=ckpt)
+    if ":" not in source:
+        return importlib.import_module(module_of(task, source)).player
+    try:
+        return imported(source)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--source {source} cannot be had: {error}") from error
 
 
 def agent_player(env, obs, number: int, ckpt: Path):
@@ -189,11 +205,10 @@ def attempt(
         start_seed, actions = again
         player = functools.partial(recorded_player, actions=actions)
     else:
-        start_seed = np.random.SeedSequence([origin["seed"], list(envs.TASKS).index(task), number]).generate_state(1)[0]
-        if source == "agent":
-            player = functools.partial(agent_player, ckpt=ckpt)
-        else:
-            player = importlib.import_module(module_of(task, source)).player
+        # The place in the table of a task that has one: own ones must not depend on what was looked up before them.
+        index = zlib.crc32(task.encode()) if ":" in task else list(envs.TASKS).index(task)
+        start_seed = np.random.SeedSequence([origin["seed"], index, number]).generate_state(1)[0]
+        player = player_of(task, source, ckpt)
     one = play(_environment(task), player, int(start_seed), number)
     spent = round(time.process_time() - start, 2)
     save(path, one._replace(meta=origin | one.meta | {"numbers": [number], "cpu_seconds": [spent]}))
@@ -204,6 +219,8 @@ def settings_of(task: str, source: Source, ckpt: Path | None = None) -> str:
         return f"{ckpt.name}, sha256 {hashlib.sha256(ckpt.read_bytes()).hexdigest()}"
     if source == "script" and task in gaits.TASKS:
         return f"{module_of(task, source)} {gaits.fingerprint(task)}"
+    if ":" in source:
+        return source
     own = {"plan": mpc.PLANS.get(task), "search": search_of(task)}.get(source)
     return repr(own) if own else module_of(task, source)
 
@@ -230,7 +247,7 @@ def accept(tried: list[Demos], episodes: int, ways: int = 1) -> list[Demos]:
     With several ways the bar is that of the best one: a way that ends well but does badly before would be imitated,
     too. It counts as the best only if a fifth of the good ones are its own: luck must not rule out everything else.
     """
-    good = [a for a in tried if a.score[0] >= FLOOR]
+    good = [a for a in tried if not a.score[0] < FLOOR]  # an own task may have no score: NaN
     returns = [[float(a.ret[0]) for a in good if a.meta["numbers"][0] % ways == way] for way in range(ways)]
     medians = [np.median(values) for values in returns if values and 5 * len(values) >= len(good)]
     return [a for a in good if enough(a.ret[0], max(medians, default=0.0))][:episodes]
@@ -255,7 +272,7 @@ class Work:
 
     @property
     def path(self) -> Path:
-        return self.folder / f"{envs.file_name(self.task)}.safetensors"
+        return place(self.folder, self.task)
 
     @property
     def attempts(self) -> Path:
@@ -347,7 +364,7 @@ class Work:
         if self.source is None:
             return len(self.numbers)
         hopeless = self.source != "script" and self.judged >= self.first and not self.kept
-        return self.judged if hopeless else len(self.numbers) + TRIES[self.source] * self.missing
+        return self.judged if hopeless else len(self.numbers) + TRIES.get(self.source, OTHER_TRIES) * self.missing
 
     def next(self) -> int | None:
         """The number of an attempt that will be needed whatever comes of those that are running."""
@@ -384,7 +401,7 @@ class Work:
             save(self.path, join(self.kept, meta | ({"terminated": over} if any(over) else {})))
             if self.finished:
                 shutil.rmtree(self.attempts, ignore_errors=True)
-        best = max((float(a.score[0]) for a in self.tried.values()), default=0)
+        best = max((float(a.score[0]) for a in self.tried.values() if a.score[0] >= 0), default=0)
         many = f"{len(self.kept)} of {self.judged} attempts kept"
         return f"{self.task}: {many}" + ("" if self.kept else f", best score {best:.2f}")
 
@@ -411,9 +428,9 @@ def make_all(
     """
     folder, todo, failed, played = Path(folder), [], [], Counter()
     for task in tasks:
-        path = folder / f"{envs.file_name(task)}.safetensors"
+        path = place(folder, task)
         meta = load(path, task).meta if path.is_file() else {}
-        foreign = meta and meta.get("source") not in TRIES  # converted, not made here: nothing can be added
+        foreign = meta and "wanted" not in meta  # converted, not made here: nothing can be added
         recorded, own = sources_of(task, source, seed)
         more = len(recorded.seed) if recorded else 0
         more = len(meta.get("numbers", ())) < episodes and meta.get("recorded", 0) < more  # than when it was made

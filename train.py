@@ -276,7 +276,7 @@ def demo_files(cfg: Train, tasks: list[str]) -> dict[str, Path]:
     """Where the demonstrations of each task are, or will be made. FileNotFoundError if a given folder has none."""
     if cfg.demos == "none":
         return {}
-    paths = {name: demo_folder(cfg) / f"{envs.file_name(name)}.safetensors" for name in tasks}
+    paths = {name: demo_format.place(demo_folder(cfg), name) for name in tasks}
     paths = {name: path for name, path in paths.items() if path.is_file() or made_here(cfg, name)}
     if not paths and cfg.demos != "auto":
         raise FileNotFoundError(

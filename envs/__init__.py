@@ -141,7 +141,7 @@ def require_named(names: Iterable[str], asked: str, source: object) -> None:
 
 def label(name: str) -> str:
     """A task's name in tables: with a * where stand-ins replace the simulator's own assets on this machine."""
-    if not TASKS[name].needs_download:
+    if ":" in name or not TASKS[name].needs_download:
         return name
     return name + "*" * (importlib.import_module(f"{__name__}.maniskill_assets").asset(name) == "stand-in")
 

@@ -22,16 +22,22 @@ import numpy as np
 from gymnasium.utils import seeding
 
 
+def imported(name: str):
+    """The function behind `module:function`; the module is in the current folder or installed."""
+    if os.getcwd() not in sys.path:  # of this program and of its workers, which start in the same folder
+        sys.path.append(os.getcwd())
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
 def open_env(name: str, render_mode: str | None) -> gym.Env:
     """The environment behind a name, flattened. ValueError, one line, if it cannot be a task."""
     kind, _, rest = name.partition(":")
-    if os.getcwd() not in sys.path:  # of this program and of its workers, which start in the same folder
-        sys.path.append(os.getcwd())
     try:
         if kind == "gym":
             env = gym.make(rest, render_mode=render_mode, disable_env_checker=True)
         else:
-            env = getattr(importlib.import_module(kind), rest)(render_mode=render_mode)
+            env = imported(name)(render_mode=render_mode)
     except (gym.error.Error, ModuleNotFoundError, AttributeError, TypeError) as error:
         raise ValueError(f"task {name!r} cannot be made: {error}") from error
     space = env.action_space

@@ -558,3 +558,103 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, words, said):
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
     assert left == ["afile", "broken", f"broken/{TASK}.safetensors"]  # nothing else was written
     assert (tmp_path / "afile").read_text() == (tmp_path / "broken" / f"{TASK}.safetensors").read_text() == "precious"
+
+
+# ---- tasks and players of one's own ----
+
+MINE = """
+import gymnasium as gym
+import numpy as np
+
+
+def player(env, obs, number):  # to the middle, and there it stays
+    while True:
+        obs, info = yield np.clip(-2 * obs[:1], -1, 1)
+
+
+class Slide(gym.Env):
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    observation_space = gym.spaces.Box(-9, 9, (2,), np.float32)
+    episode_length = 12
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = self.np_random.uniform(-1, 1)
+        return np.array([self.x, 0], np.float32), {}
+
+    def step(self, action):
+        self.x += 0.3 * float(action[0])
+        return np.array([self.x, action[0]], np.float32), -abs(self.x), False, False, {}
+
+
+def slide(render_mode=None):
+    return Slide()
+"""
+
+
+def test_own_tasks_and_own_players(tmp_path):
+    """A task without success, by a player of one's own: made, listed, checked; a seed doesn't depend on look-ups."""
+    (tmp_path / "mine.py").write_text(MINE)
+    for folder, tasks in (("a", "mine:slide"), ("b", "gym:Pendulum-v1,mine:slide")):
+        words = ("--tasks", tasks, "--source", "mine:player", "--episodes", "2", "--out", folder, "--workers", "1")
+        done = run("make", *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert names(tmp_path / "a") == ["mine=slide.safetensors"]
+    demo, other = (demo_format.load(tmp_path / x / "mine=slide.safetensors", "mine:slide") for x in "ab")
+    np.testing.assert_array_equal(demo.obs, other.obs)
+    assert len(demo.ret) == 2 and len(demo.obs) == 26 and demo.meta["source"] == "mine:player"
+    assert np.isnan(demo.score).all() and np.isnan(demo.success).all()
+    assert demo.ret.min() > -4  # it does go to the middle
+    done = run("list", "a", cwd=tmp_path)
+    words = done.stdout.splitlines()[1].split()
+    assert done.returncode == 0 and words[:2] == ["mine:slide", "2"] and words[3:6] == ["-", "-", "mine:player"]
+    done = run("check", "a", "--workers", "1", "--tasks", "mine:slide", cwd=tmp_path)
+    assert done.returncode == 0 and "1 tasks played again, 0 differ" in done.stdout, done.stderr + done.stdout
+
+
+def test_files_of_own_tasks_run_nothing_unasked(tmp_path):
+    (tmp_path / "trap.py").write_text("open('sprung', 'w').write('')\n" + MINE)
+    one = demo_format.from_arrays("trap:slide", np.zeros((13, 2)), np.zeros((12, 1)), np.ones(12))
+    demo_format.save(demo_format.place(tmp_path / "d", "trap:slide"), one)
+    done = run("list", "d", cwd=tmp_path)
+    assert done.returncode == 0 and "trap:slide" in done.stdout, done.stderr
+    done = run("check", "d", "--workers", "1", cwd=tmp_path)
+    assert "trap:slide" in done.stdout and "0 tasks played again" in done.stdout, done.stderr
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--source mine:nothing", "mine:nothing"),
+        ("--source nothing:player", "nothing"),
+        ("--source scripts", "module:function"),
+    ],
+)
+def test_a_player_that_cannot_be_had(tmp_path, words, said):
+    (tmp_path / "mine.py").write_text(MINE)
+    done = run("make", "--tasks", "mine:slide", *words.split(), cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
+    assert names(tmp_path) == ["mine.py"] or not list(tmp_path.glob("demos"))
+
+
+def test_own_arrays_by_the_ten_lines(tmp_path):
+    """The lines in demo_format.py's head, and what they refuse."""
+    rng = np.random.default_rng(0)
+    mine = [(rng.standard_normal((n + 1, 3)), rng.uniform(-1, 1, (n, 1)), rng.standard_normal(n)) for n in (5, 7)]
+    episodes = [demo_format.from_arrays("gym:Pendulum-v1", *one, terminated=i == 1) for i, one in enumerate(mine)]
+    demo = demo_format.join(episodes, episodes[0].meta)
+    demo_format.save(demo_format.place(tmp_path, "gym:Pendulum-v1"), demo)
+    demo = demo_format.load(tmp_path / "gym=Pendulum-v1.safetensors", "gym:Pendulum-v1")
+    assert demo.episode_start.tolist() == [0, 6, 14] and demo.terminated == [False, True]
+    np.testing.assert_array_equal(demo.obs[6:], mine[1][0].astype(np.float32))
+    np.testing.assert_array_equal(demo.action[7:], mine[1][1].astype(np.float32))
+    np.testing.assert_allclose(demo.ret, [one[2].sum() for one in mine], rtol=1e-5)
+    assert np.isnan(demo.action[[0, 6]]).all() and np.isnan(demo.reward[[0, 6]]).all()
+    obs, action, reward = mine[0]
+    for wrong in ((obs[:-1], action, reward), (obs, action[:, 0], reward), (obs, action, reward[:-1]),
+                  (obs, 2 + action, reward)):  # fmt: skip
+        with pytest.raises(ValueError, match="Pendulum"):
+            demo_format.from_arrays("gym:Pendulum-v1", *wrong)
+    with pytest.raises(ValueError, match="mw-reach"):
+        demo_format.from_arrays("mw-reach", *mine[0])
