@@ -11,7 +11,23 @@ NOTE: nothing here is random. The emulator starts the same way whatever the seed
 noise are the same episode: a mean over several says nothing more than one.
 Source: ALE (arXiv 1207.4708) and its continuous stick (arXiv 2410.23810), package ale-py 0.12.1, ROMs included;
 lengths and scores as in Newt's benchmark.
-Differs from upstream: the stick. The published benchmark pins ale-py 0.10, see STICK_BACK.
+Differs from upstream: the stick (the published benchmark pins ale-py 0.10, see STICK_BACK) and reset.
+
+Reset restores the console as it was first switched on. The emulator's own, as published, fills its memory from a
+generator that goes on from one reset to the next, and keeps what the last game left elsewhere. That isn't chance, the
+same past gives the same start, but it is the past's, not the seed's, so it isn't offered. Lost by that are the other
+starts of eight games, seven of them within six resets; all first episodes are the published ones.
+
+    game             start depends on            RAM bytes (hex) that differ then     return of a row of random actions
+    assault          resets before               18 19 39 66 67 6b                    210; other starts: 168, 189
+    beamrider        resets before               33 of the 128                        264; 264
+    boxing           resets before, from 16 on   00 5d 5e 69 71                       -2; -7
+    chopper-command  resets before, from 4 on    00 05 06 07 1a 56 57 58 66 67 72     100; 200
+    ice-hockey       resets and play before      04 08 62 63 6e 73 74 75 76           -5; -6
+    krull            resets before               01 02                                0; 0 (no other byte, ever)
+    seaquest         resets before               01                                   200; 200, paid in other steps
+    yars-revenge     play before                 15 1b 1c 22 26 2f 30 31 33 36        1104; 1173, 1518
+
 Test: pytest tests/test_atari.py
 """
 
@@ -97,7 +113,7 @@ class Atari(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
-        console, screen = self._start  # the emulator's own reset leaves traces of the last game in six of the 27
+        console, screen = self._start  # the emulator's own reset remembers the past in eight of the 27, see the header
         self._ale.restoreState(console)
         self._steps, self._return, self._screen = 0, 0.0, screen
         return self._obs(), self._info()
