@@ -57,6 +57,14 @@ def test_update_changes_every_part_in_both_phases():
     assert a.q_scale == 1  # the range of these small values stays below 1
 
 
+def test_consistency_moves_the_prediction_only():
+    """A target with a gradient could be met by an encoder that maps everything to one point."""
+    predicted, target = torch.rand(2, 3, 5, 8, generator=torch.Generator().manual_seed(0)).requires_grad_().unbind()
+    predicted.retain_grad(), target.retain_grad()
+    newt.consistency_loss(predicted, target, newt.time_weights(2, 0.5))[0].backward()
+    assert predicted.grad.abs().min() > 0 and target.grad is None
+
+
 def test_target_follows_slowly():
     a = agent()
     before = copy(a.params)

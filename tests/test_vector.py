@@ -67,7 +67,7 @@ class Counter(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.t, self.drawn, self.seed = 0, self.np_random.random(), seed
+        self.t, self.drawn, self.seed, self.kept = 0, self.np_random.random(), seed, np.zeros(2)
         if self.kind == "reset_dies" and self.is_episode(0):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.kind == "unresettable" and self.is_episode(1):
@@ -83,6 +83,8 @@ class Counter(gym.Env):
         if self.kind == "slow":
             time.sleep(0.5)
         obs = np.array([self.t, self.drawn, action[1]], np.float32)
+        if self.kind == "keeper":  # shows the action before, which it has kept
+            obs[2], self.kept = self.kept[1], action
         score, reward = self.t / self.length, float(10 * action[0])
         info = {"score": score, "success": float(score == 1)}
         often = {"!": range(99), "~": range(0, 99, 2)}.get(self.kind[-1], [0])
@@ -156,13 +158,13 @@ def check(step: Step, row) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_same_as_a_plain_loop_for_any_number_of_workers(workers):
-    tasks = ["ok-3", "ok-5", "ok-3", "ok-1"]
-    actions = random_actions(12, 4)
-    expected = plain_loop(tasks, actions, 7, lambda task: Counter(task, 0), [2] * 4)
+    tasks = ["ok-3", "ok-5", "ok-3", "ok-1", "keeper-5"]
+    actions = random_actions(12, 5)
+    expected = plain_loop(tasks, actions, 7, lambda task: Counter(task, 0), [2] * 5)
     with vector(tasks, seed=7, workers=workers) as v:
         obs = v.reset()
         np.testing.assert_array_equal(obs[:, :3], expected[0])
-        assert obs.shape == (4, 5) and not obs[:, 3:].any()
+        assert obs.shape == (5, 5) and not obs[:, 3:].any()
         for action, row in zip(actions, expected[1:], strict=True):
             check(v.step(action), row)
 
