@@ -92,7 +92,9 @@ class Counter(gym.Env):
             wrong = fault(self.kind.rstrip("!~"))
             obs[2], reward = wrong.get("obs", obs[2]), wrong.get("reward", reward)
             info["score"] = wrong.get("score", score)
-        return obs, reward, False, self.t == self.length, info
+            obs = obs[:1] if self.kind == "narrow" else obs
+        end = self.t == self.length
+        return obs, reward, end and self.kind == "over", end and self.kind != "over", info
 
     def render(self):
         return np.full((224, 224, 3), self.t, np.uint8)
@@ -194,6 +196,15 @@ def test_reset_counts_episodes_from_where_it_is_told():
         np.testing.assert_array_equal(step.final_obs[:, 1], drawn[0])
 
 
+def test_an_end_and_a_cut_are_told_apart():
+    with vector(["over-2", "ok-3"], seed=5) as v:
+        v.reset()
+        steps = [v.step(np.zeros((2, 4), np.float32)) for _ in range(4)]
+        assert [step.done.tolist() for step in steps] == [[0, 0], [1, 0], [0, 1], [1, 0]]
+        assert [step.terminated.tolist() for step in steps] == [[0, 0], [1, 0], [0, 0], [1, 0]]
+        assert [step.obs[0, 0] for step in steps] == [1, 0, 1, 0]  # the next episode begins at once
+
+
 def test_results_belong_to_the_caller():
     with vector(["ok-9"]) as v:
         obs = v.reset()
@@ -276,14 +287,15 @@ def check_run(v: VectorEnv, tasks, breaks, steps=12) -> None:
 def test_broken_environments_are_made_anew(capfd):
     what = {"raises": "ArithmeticError: the simulator exploded", "ends": "EOFError: no more data",
             "nan_obs": "ValueError: obs is not finite", "nan_reward": "ValueError: reward is not finite",
-            "inf_score": "ValueError: score is not finite"}  # fmt: skip
+            "inf_score": "ValueError: score is not finite",
+            "narrow": "ValueError: obs has the shape (1,), declared is (3,)"}  # fmt: skip
     tasks = [*(f"{kind}-5" for kind in what), "ok-3", "ok-4"]
     with vector(tasks, workers=2) as v:
         pids = [process.pid for process in v._processes.values()]
-        check_run(v, tasks, {(1, i) for i in range(5)})
+        check_run(v, tasks, {(1, i) for i in range(6)})
         assert pids == [process.pid for process in v._processes.values()]
         v.reset()
-        assert v.dropped.sum() == 5  # what a reset cuts off is not lost to a fault
+        assert v.dropped.sum() == 6  # what a reset cuts off is not lost to a fault
     lines = capfd.readouterr().err.splitlines()
     assert sorted(lines) == sorted(f"{kind}-5: {text}; 1 unfinished episode dropped" for kind, text in what.items())
 
