@@ -69,7 +69,8 @@ def test_nothing_is_worth_anything_after_a_termination():
     """There the target is the reward, whatever Q says: the discount no longer matters."""
     for terminated in (0.0, 1.0):
         losses, a, data = [], agent(), batch()
-        a.params["q_target.2.bias"] += torch.arange(101) / 20  # a fresh Q says 0 to everything
+        for part in ("q", "q_target"):  # fresh ones say 0 to everything
+            a.params[f"{part}.2.bias"].data += torch.arange(101) / 20
         noise = newt.draw_update_noise(3, 16, 4, 2, torch.Generator().manual_seed(1))
         data, task = data._replace(terminated=torch.full((3, 16), terminated)), newt.Task(a.emb, a.mask, data.task)
         with torch.no_grad():
