@@ -100,6 +100,14 @@ def test_update_is_a_function_of_its_seed():
     assert not changed(runs[0], runs[1]) and changed(runs[0], runs[2])
 
 
+def test_two_different_heads_are_drawn():
+    g, pairs = torch.Generator().manual_seed(0), set()
+    for _ in range(100):
+        noise = newt.draw_update_noise(1, 1, 1, 3, g)
+        pairs |= {tuple(noise.heads_td.tolist()), tuple(noise.heads_pi.tolist())}
+    assert pairs == {(i, j) for i in range(3) for j in range(3) if i != j}
+
+
 def test_padding_of_the_batch_changes_nothing():
     """Numbers in action dims that a task does not have must not reach a loss."""
     clean, dirty = batch(), batch()
