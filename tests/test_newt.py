@@ -100,6 +100,15 @@ def test_update_is_a_function_of_its_seed():
     assert not changed(runs[0], runs[1]) and changed(runs[0], runs[2])
 
 
+def test_a_loss_that_is_not_finite_stops_before_the_step():
+    a, data = agent(), batch()
+    before = copy(a.params)
+    data.reward[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError):
+        newt.update(a, data, "online")
+    assert not changed(before, a.params)
+
+
 def test_two_different_heads_are_drawn():
     g, pairs = torch.Generator().manual_seed(0), set()
     for _ in range(100):
