@@ -6,7 +6,7 @@ on, half the time with random moves, half the time with the plan's own but for a
 the branch isn't simulated again.
 
     worth   sum_t discount^t (reward_t - life * (largest reward seen) [a life is lost at t]) + novel * news
-            - calm * (smallest reward seen) * unrest
+            + toward * (a byte of the RAM at the plan's end) - calm * (smallest reward seen) * unrest
     news    how many (byte of the RAM, value) pairs the plan comes by that the episode hasn't had
     unrest  how often the move changes, and RESTLESS times how many holds aren't at rest
 
@@ -34,11 +34,12 @@ class Search(NamedTuple):
     """How to search in one game. An episode costs about 1000 branches horizon / 2 hold steps of 0.15 to 0.4 ms."""
 
     hold: int = 4  # steps that a move is held at least: it changes at multiples of this
-    branches: int = 20
+    branches: int = 12
     horizon: int = 96  # steps; 15 are a second
     repeat: float = 2.0  # mean holds that a random move lasts
     life: float = 10.0  # price of a lost life, in units of the largest reward seen so far
     novel: float = 0.0  # worth of one piece of news, in points
+    toward: tuple[int, float] = (0, 0.0)  # a byte of the RAM; worth of one more of it at the plan's end, in points
     discount: float = 0.99  # a step
     calm: float = 0.05  # price of unrest, in units of the smallest reward seen so far
 
@@ -54,8 +55,9 @@ class Hold(NamedTuple):
 
 
 SETTINGS = {  # where the default isn't enough, or reward is far away
-    "double-dunk": Search(hold=8, branches=12, horizon=160, discount=0.995),
-    "kangaroo": Search(branches=12, horizon=160, novel=1.0),
+    "double-dunk": Search(branches=16, horizon=120, repeat=3.0, novel=0.02, discount=0.995, calm=0.005),
+    # Byte 16 is how low the kangaroo stands, 18 on the ground: the joey is upstairs, the ladders far apart.
+    "kangaroo": Search(horizon=160, repeat=5.0, life=3.0, toward=(16, -100.0), calm=0.01),
     "krull": Search(life=2.0),
     "robotank": Search(branches=10, horizon=120, life=2.0, discount=0.995),
 }
@@ -132,6 +134,7 @@ def player(env, obs, number: int):
     def worth(plan):
         value = sum(discount**t * (hold.reward - s.life * largest * hold.lost) for t, hold in enumerate(plan))
         value -= s.calm * (smallest if smallest < np.inf else 1) * unrest([hold.move for hold in plan], last)
+        value += s.toward[1] * int(plan[-1].ram[s.toward[0]])
         if s.novel:
             news = np.zeros_like(had)
             news[np.arange(128), np.array([hold.ram for hold in plan])] = True

@@ -114,6 +114,14 @@ def test_every_setting_belongs_to_a_game():
     assert {"atari-" + name for name in atari_search.SETTINGS} <= set(NAMES)
 
 
+def test_a_byte_can_be_worth_something(monkeypatch):
+    where = []
+    for worth in (10.0, -10.0):  # byte 17: how far to the right the kangaroo is, 8 at first; it can walk after 40 steps
+        monkeypatch.setitem(atari_search.SETTINGS, "kangaroo", Search(branches=4, horizon=40, toward=(17, worth)))
+        where.append(play("atari-kangaroo", 0, 64)[2][-1][17] * 255)
+    assert where[0] > 16 and where[1] < 9
+
+
 def test_the_settings_are_part_of_where_a_demonstration_comes_from(monkeypatch):
     before = experts.provenance("atari-pong", "search", 0, None)["settings"]
     monkeypatch.setitem(atari_search.SETTINGS, "pong", Search(branches=3))
