@@ -5,10 +5,11 @@ where a life is lost. Before each hold it is tried to better it `branches` times
 on, half the time with random moves, half the time with the plan's own but for a stretch of one move. What comes before
 the branch isn't simulated again.
 
-    worth   sum_t discount^t (reward_t - life * (largest reward seen) [a life is lost at t]) + novel * news
-            - calm * (smallest reward seen) * unrest
-    news    how many (byte of the RAM, value) pairs the plan comes by that the episode hasn't had
-    unrest  how often the move changes, and RESTLESS times how many holds aren't at rest
+    worth     sum_t discount^t (reward_t - life * (largest reward seen) [a life is lost at t]) + novel * news
+              + toward * (progress at the plan's end) - calm * (smallest reward seen) * unrest
+    news      how many (byte of the RAM, value) pairs the plan comes by that the episode hasn't had
+    progress  only where a game has a measure of it, see PROGRESS
+    unrest    how often the move changes, and RESTLESS times how many holds aren't at rest
 
 The last term is for those who imitate and see the RAM only: a stick that is moved for no reason is noise to them. Where
 nothing else makes a difference, the last move goes on, and where it makes none for long, the stick comes to rest. For
@@ -16,8 +17,9 @@ the same reason a move is held. A tie goes to the plan that is there already.
 NOTE: the search plays on the environment's own console and puts it back before each action; then nothing is left of it.
 The emulator has no noise, so what the search saw is what happens; only `number` makes two episodes differ.
 Source: planning in the emulator as in ALE (arXiv 1207.4708), news as in IW(1) on the RAM (Lipovetzky, Ramirez and
-Geffner, IJCAI 2015); moves that are held as in "Frame skip is a powerful parameter" (Braylan et al., AAAI workshop
-2015); the branching plan and its price of unrest are our own.
+Geffner, IJCAI 2015), held moves as in "Frame skip is a powerful parameter" (Braylan et al., AAAI workshop 2015), what
+bytes of the RAM mean from OCAtari (arXiv 2306.08649), checked by playing; the branching plan and its price of unrest
+are our own.
 Test: pytest tests/test_atari_search.py
 """
 
@@ -34,11 +36,12 @@ class Search(NamedTuple):
     """How to search in one game. An episode costs about 1000 branches horizon / 2 hold steps of 0.15 to 0.4 ms."""
 
     hold: int = 4  # steps that a move is held at least: it changes at multiples of this
-    branches: int = 20
+    branches: int = 12
     horizon: int = 96  # steps; 15 are a second
     repeat: float = 2.0  # mean holds that a random move lasts
     life: float = 10.0  # price of a lost life, in units of the largest reward seen so far
     novel: float = 0.0  # worth of one piece of news, in points
+    toward: float = 0.0  # worth of one unit of the game's PROGRESS, in points
     discount: float = 0.99  # a step
     calm: float = 0.05  # price of unrest, in units of the smallest reward seen so far
 
@@ -54,12 +57,28 @@ class Hold(NamedTuple):
 
 
 SETTINGS = {  # where the default isn't enough, or reward is far away
-    "double-dunk": Search(hold=8, branches=12, horizon=160, discount=0.995),
-    "kangaroo": Search(branches=12, horizon=160, novel=1.0),
+    "asterix": Search(branches=24),
+    "double-dunk": Search(branches=16, horizon=120, repeat=3.0, novel=0.02, discount=0.995, calm=0.005),
+    "kangaroo": Search(horizon=128, repeat=5.0, life=3.0, toward=1500.0, calm=0.01),
     "krull": Search(life=2.0),
+    "pong": Search(hold=2, branches=8, horizon=60),
     "robotank": Search(branches=10, horizon=120, life=2.0, discount=0.995),
+    "seaquest": Search(hold=2, branches=10, horizon=60),
 }
 
+
+def upstairs(ram: np.ndarray) -> float:
+    """Kangaroo: how far it has come on its way to the joey, in floors.
+
+    Byte 16 is how low it stands: 18 on the ground, 6 less on each floor. Byte 17 is how far to the right: in the first
+    house (byte 36) the ladders are at the right end and at the left one in turns. No search finds that by chance.
+    """
+    floor, climbed = divmod(max(20 - int(ram[16]), 0), 6)  # it ducks, too
+    walked = min(ram[17] / 118, 1.0) if floor % 2 == 0 else 1 - min(ram[17] / 118, 1.0)
+    return floor + climbed / 12 + (walked / 2 if ram[36] == 0 else 0.0)
+
+
+PROGRESS = {"kangaroo": upstairs}
 REST = 0  # the first of POSITIONS, without fire
 # (a0, a1) well inside the regions of the four words that can be held with STICK_BACK = 0.5; fire doubles them. Down
 # left is the stick at rest: Pong, which reads the deflection, then lets the paddle stand; and on the way from one
@@ -121,7 +140,7 @@ def simulate(ale, state, commands: list[tuple], tail: list[int], hold: int) -> l
 
 def player(env, obs, number: int):
     """Yields actions as every scripted player does; see the header."""
-    s = search_of(env.unwrapped.name)
+    s, progress = search_of(env.unwrapped.name), PROGRESS.get(env.unwrapped.name.removeprefix("atari-"))
     ale, rng, choice = env.unwrapped._ale, np.random.default_rng(number), moves(env)
     commands = [(word, deflection) for _, word, deflection in choice]
     length, discount = s.horizon // s.hold, s.discount**s.hold
@@ -132,6 +151,8 @@ def player(env, obs, number: int):
     def worth(plan):
         value = sum(discount**t * (hold.reward - s.life * largest * hold.lost) for t, hold in enumerate(plan))
         value -= s.calm * (smallest if smallest < np.inf else 1) * unrest([hold.move for hold in plan], last)
+        if s.toward:
+            value += s.toward * progress(plan[-1].ram)
         if s.novel:
             news = np.zeros_like(had)
             news[np.arange(128), np.array([hold.ram for hold in plan])] = True

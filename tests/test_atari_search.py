@@ -112,6 +112,21 @@ def test_what_a_game_does_not_use_is_not_searched():
 
 def test_every_setting_belongs_to_a_game():
     assert {"atari-" + name for name in atari_search.SETTINGS} <= set(NAMES)
+    assert {name for name, s in atari_search.SETTINGS.items() if s.toward} == set(atari_search.PROGRESS)
+
+
+def test_the_kangaroo_is_drawn_up_the_ladders(monkeypatch):
+    ram = np.zeros(128, np.uint8)
+    way = []  # to the right, up, to the left, up, to the right
+    for x, low in [(8, 18), (60, 18), (118, 18), (118, 15), (118, 12), (60, 12), (8, 12), (8, 9), (8, 6), (60, 6)]:
+        ram[17], ram[16] = x, low
+        way.append(atari_search.upstairs(ram))
+    assert np.all(np.diff(way) > 0)
+    where = []
+    for worth in (100.0, -100.0):  # it starts at 8 and can walk after 40 steps
+        monkeypatch.setitem(atari_search.SETTINGS, "kangaroo", Search(branches=4, horizon=40, toward=worth))
+        where.append(play("atari-kangaroo", 0, 64)[2][-1][17] * 255)
+    assert where[0] > 16 and where[1] < 9
 
 
 def test_the_settings_are_part_of_where_a_demonstration_comes_from(monkeypatch):
