@@ -18,6 +18,7 @@ Source: an open-loop baseline for locomotion (arXiv 2310.05808), linear policies
 Test: pytest tests/test_gaits.py
 """
 
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,7 +68,7 @@ GAITS = {
     "hopper-hop-backward": Gait(2, 150, steps=200),
     "ms-hopper-stand": Gait(1, 100, steps=100, starts=1),
     "ms-hopper-hop": Gait(2, 100, steps=100, starts=1),
-    "ms-ant-walk": Gait(2, 100, steps=100, starts=1),
+    "ms-ant-walk": Gait(1.5, 30, steps=140, starts=1, sigma=0.1, width=12),
 }
 # Which gait plays a task: those whose episodes are accepted (experts.py) and better than what planning gets.
 TASKS = {
@@ -108,12 +109,20 @@ class Ant:
 
     def __init__(self, env):
         self.shape = 4, CLOCK + 26  # hips and ankles of the two left legs
-        self._env, self._side = env, 0
-        self._data = env._body.data if hasattr(env, "_body") else env._env.data
+        self._env, self._side, self._sapien = env, 0, hasattr(env, "_sim")
+
+    def _state(self, obs):
+        """Quaternion, height, velocity, spin, joints (4, 2) and their speeds: hip and ankle of each leg."""
+        if self._sapien:  # of nine links, the torso first; the package calls a part of the quaternion height
+            joints, speeds = obs[:8].reshape(2, 4).T, obs[8:16].reshape(2, 4).T
+            return obs[74:110:9], 0.5, obs[46:49], obs[19:22], joints, speeds
+        data = (self._env._body if hasattr(self._env, "_body") else self._env._env).data
+        q, v = data.qpos, data.qvel
+        return q[3:7], q[2], v[:3], v[3:6], q[7:15].reshape(4, 2), v[6:14].reshape(4, 2)
 
     def feel(self, obs) -> np.ndarray:
-        data = self._data
-        (w, x, y, z), way = data.qpos[3:7], WAYS[self._env.name](self._env)
+        (w, x, y, z), height, (vx, vy, vz), spin, joints, speeds = self._state(obs)
+        way = WAYS[self._env.name](self._env)
         facing = np.arctan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z))
         turn = np.arctan2(way[1], way[0]) - facing
         if abs(wrap(turn - self._side * np.pi / 2)) > 0.3 * np.pi:  # a little more than an eighth: no dithering
@@ -121,14 +130,12 @@ class Ant:
         front = facing + self._side * np.pi / 2
         up = self._turned([2 * (x * z - w * y), 2 * (y * z + w * x)], self._side)
         c, s = np.cos(front), np.sin(front)
-        vx, vy, vz = data.qvel[:3]
-        spin = self._turned(data.qvel[3:5], self._side)
         legs = np.roll(np.arange(4), -self._side)
-        joints, speeds = data.qpos[7:15].reshape(4, 2)[legs], data.qvel[6:14].reshape(4, 2)[legs]
+        joints, speeds = joints[legs], speeds[legs]
         bent = BENT[legs]
         return np.concatenate([
-            up, [np.sin(turn - self._side * np.pi / 2), 2 * (data.qpos[2] - 0.5)],
-            [c * vx + s * vy, c * vy - s * vx, vz], spin, [data.qvel[5]],
+            up, [np.sin(turn - self._side * np.pi / 2), 2 * (height - 0.5)],
+            [c * vx + s * vy, c * vy - s * vx, vz], self._turned(spin[:2], self._side), spin[2:],
             joints[:, 0], bent * joints[:, 1] - 0.9, speeds[:, 0] / 5, bent * speeds[:, 1] / 5,
         ])  # fmt: skip
 
@@ -143,7 +150,7 @@ class Ant:
         legs = np.stack([left[0], left[1], right[1] * [-1, 1], right[0] * [-1, 1]])  # (4, 2): hip, ankle
         legs = np.roll(legs, self._side, 0)
         legs[:, 1] *= BENT
-        return legs[LEGS].ravel()
+        return legs.T.ravel() if self._sapien else legs[LEGS].ravel()
 
     def mirrored(self, features) -> np.ndarray:
         clock, torso, joints = np.split(features, [CLOCK, CLOCK + 10])
@@ -173,6 +180,8 @@ WAYS = {  # ant -> where to from here, in metres, (2,)
     "og-ant": lambda env: env._goal,
     "og-antball": dribble,
     "mujoco-ant": lambda env: np.array([1.0, 0.0]),
+    "ms-ant-walk": lambda env: np.array([1.0, 0.0]),
+    "ms-ant-run": lambda env: np.array([1.0, 0.0]),
 } | dict.fromkeys([f"og-ant-{maze}" for maze in MAZES], lambda env: env.waypoint() - env._body.get_xy())
 NEAR = 0.35  # metres
 
@@ -310,9 +319,16 @@ def search(name: str, found: dict[str, np.ndarray], seed: int = 0) -> Iterator[d
             break
 
 
-if __name__ == "__main__":
-    import sys
+def known() -> dict[str, np.ndarray]:
+    return load_file(FILE) if FILE.exists() else {}
 
-    for name in sys.argv[1:]:
-        for gait in search(name, load_file(FILE) if FILE.exists() else {}):
-            save_file((load_file(FILE) if FILE.exists() else {}) | gait, FILE)
+
+if __name__ == "__main__":
+    names = sys.argv[1:]
+    if unknown := [name for name in names if name not in GAITS] or not names:
+        what = f"no gait is called {', '.join(unknown)}" if names else "which gait?"
+        print(f"error: {what}; one or several of {', '.join(GAITS)}", file=sys.stderr)
+        raise SystemExit(2)
+    for name in names:
+        for gait in search(name, known()):  # after each round, so that it may be stopped at any
+            save_file(known() | gait, FILE)
