@@ -11,8 +11,8 @@ It may read the simulator's true state but leaves no trace in it; `number`, the 
 
 Attempts are numbered, and number k of a task is always the same episode. They are judged in order: a task is done as
 soon as `episodes` of the attempts so far are accepted. Accepted is an attempt that ends with a score of at least FLOOR
-(where the score is success, that is success at the last step; where it is always 0, see UNSCORED) and a return above
-0.75 of the median of these (1.25 if that is negative). Imitation would learn from the others, too.
+(where the score is success, that is success at the last step) and a return above 0.75 of the median of these (1.25 if
+that is negative). Imitation would learn from the others, too.
 
 Attempts of unfinished tasks are files with one episode: attempts/<task>/<number>.safetensors.
 Test: pytest tests/test_demos.py
@@ -40,7 +40,6 @@ from envs import gaits, mpc
 from envs.vector import end_with_parent, light_spawn
 
 FLOOR = 0.3  # of the score
-UNSCORED = {"ms-ant-walk": 1000, "ms-ant-run": 1000}  # score always 0 -> the largest return; its share counts instead
 SCRIPTS = {  # how names of tasks begin -> module with their player(env, obs, number)
     "mw-": "envs.metaworld",
     "pygame-": "envs.arcade",
@@ -174,18 +173,13 @@ def provenance(task: str, source: Source, seed: int, ckpt: Path | None) -> dict:
 # ---- which attempts are good ----
 
 
-def worth(attempt: Demos) -> float:
-    best = UNSCORED.get(attempt.meta.get("task"))
-    return float(attempt.ret[0] / best if best else attempt.score[0])
-
-
 def accept(tried: list[Demos], episodes: int, ways: int = 1) -> list[Demos]:
     """The rule in the file's head -> at most `episodes`, in the order they were tried.
 
     With several ways the bar is that of the best one: a way that ends well but does badly before would be imitated,
     too. It counts as the best only if a fifth of the good ones are its own: luck must not rule out everything else.
     """
-    good = [a for a in tried if worth(a) >= FLOOR]
+    good = [a for a in tried if a.score[0] >= FLOOR]
     returns = [[float(a.ret[0]) for a in good if a.meta["numbers"][0] % ways == way] for way in range(ways)]
     medians = [np.median(values) for values in returns if values and 5 * len(values) >= len(good)]
     bar = max(medians, default=0.0)  # reached is enough there: where 0 is the best return, all are 0
@@ -284,7 +278,7 @@ class Work:
             save(self.path, join(kept, meta))
             if self.finished:
                 shutil.rmtree(self.attempts, ignore_errors=True)
-        best = max(map(worth, self.tried.values()), default=0)
+        best = max((float(a.score[0]) for a in self.tried.values()), default=0)
         return f"{self.task}: {len(kept)} of {self.judged} attempts kept" + ("" if kept else f", best score {best:.2f}")
 
 

@@ -199,14 +199,6 @@ def test_accept_by_hand():
     assert accepted((0, 0, 1), (1, -1, 0.9), (2, 0, 1)) == [0, 2]  # coconut-dodge: nothing is better than 0
 
 
-def test_where_the_score_is_always_0_the_return_decides():
-    """0.3 of 1000, the largest return of the ant's tasks; the rest of the rule is as elsewhere."""
-    attempts = tried((0, 299, 0), (1, 301, 0), (2, 500, 0), (3, 510, 0), (4, 370, 0))
-    for one in attempts:
-        one.meta["task"] = "ms-ant-walk"
-    assert [one.meta["numbers"][0] for one in experts.accept(attempts, 9)] == [2, 3, 4]  # 301 is below 0.75 of 435
-
-
 def test_the_bar_is_that_of_the_best_way():
     zero = [(5 * k, r, s) for k, (r, s) in enumerate([(100, 1), (75, 1), (76, 1), (200, 0), (101, 1), (120, 1)])]
     assert accepted(*zero, ways=5) == [0, 10, 20, 25]

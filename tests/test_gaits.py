@@ -99,9 +99,9 @@ def test_search_finds_the_best_of_a_toy():
         return -np.square(scale * (x - best)).sum()
 
     means = []
-    for mean, value_of_best in gaits.evolve(value, np.zeros(12), 0.3, 16, np.random.default_rng(0)):
+    for mean, candidate, value_of_it in gaits.evolve(value, np.zeros(12), 0.3, 16, np.random.default_rng(0)):
         means.append(mean)
-        assert value_of_best <= 0
+        assert value_of_it == value(candidate, 0)
         if len(means) == 150:
             break
     values = [value(mean, 0) for mean in means]
