@@ -87,11 +87,7 @@ PLANS = {
     "mujoco-reacher": Plan(15, 5, 24, 0.5),
     "mujoco-walker": cem(25, 10, 64, 0.7),
     "rd-open-drawer": Plan(6, 3, 16, 0.9),
-    "og-ant": cem(15, 8, 64, 0.8),
-    "og-antball": cem(15, 8, 64, 0.8),
-} | dict.fromkeys(
-    [f"og-ant-{maze}" for maze in ("arena", "maze", "bottleneck", "circle", "spiral")], cem(15, 8, 48, 0.6)
-)
+}
 PLANS |= dict.fromkeys(
     [f"bipedal-walker-{ground}" for ground in ("flat", "uneven", "rugged", "hills", "obstacles")], Plan(45, 10, 96, 0.6)
 )
@@ -213,7 +209,7 @@ def feedback(env) -> Callable[[], np.ndarray | None]:
 def simulator(env) -> tuple[Callable, Callable, Callable]:
     """get() -> snapshot; put(snapshot); advance(action (A,)) -> reward of an agent step, without observation."""
     kinds = {"dmcontrol": dmcontrol, "dmcontrol-ext": dmcontrol, "mujoco": mujoco, "robodesk": robodesk,
-             "ogbench": ogbench, "box2d": biped}  # fmt: skip
+             "box2d": biped}  # fmt: skip
     return kinds[envs.TASKS[env.name].domain](env)
 
 
@@ -237,49 +233,6 @@ def mujoco(env) -> tuple[Callable, Callable, Callable]:
 
 def robodesk(env) -> tuple[Callable, Callable, Callable]:
     return env.get_state, env.set_state, lambda action: env._env.step(action)[1]
-
-
-def ogbench(env) -> tuple[Callable, Callable, Callable]:
-    """Ants: on their feet, and towards what is next: a direction, the ball's far side, a maze's next cell."""
-    body, aim = env._body, None  # aim: of a plan, held fixed while it is judged
-
-    def upright() -> float:  # z of the torso's own z axis
-        _, x, y, _ = body.data.qpos[3:7]
-        return 1 - 2 * (x * x + y * y)
-
-    def get():
-        state = env.get_state()
-        return state | {"aim": env.waypoint() if hasattr(env, "waypoint") else None}
-
-    def put(state):
-        nonlocal aim
-        aim = state["aim"]
-        env.set_state(state)
-
-    def advance(action) -> float:
-        before, far = body.data.qpos[:2].copy(), _away(env, aim)
-        for _ in range(env._repeat):
-            body.step(action)
-        if env.name == "og-ant":
-            return (body.data.qpos[:2] - before) @ env._goal + 0.02 * min(upright(), 0.8)
-        return far - _away(env, aim) + 0.05 * min(upright(), 0.8)
-
-    return get, put, advance
-
-
-def _away(env, aim) -> float:
-    """What an ant has to make smaller: in a maze the distance to `aim`; with a ball that of ball and goal, and for
-    less, as in the task (1 to 2.5), its own to the point from which the ball lies before the goal.
-    """
-    if aim is not None:
-        return float(np.linalg.norm(env._body.get_xy() - aim))
-    if env.name == "og-ant":
-        return 0.0
-    ant, ball = env._body.data.qpos[:2], env._body.data.qpos[15:17]
-    to_goal = env._goal - ball
-    distance = np.linalg.norm(to_goal)
-    behind = ball - 0.6 * to_goal / max(distance, 1e-6)
-    return float(2.5 * distance + np.linalg.norm(ant - behind))
 
 
 def biped(env) -> tuple[Callable, Callable, Callable]:

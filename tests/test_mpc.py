@@ -59,8 +59,8 @@ def test_every_task_of_the_control_suites_has_a_plan():
 
 
 PLANNED = ["cheetah-run", "walker-walk", "cup-catch", "finger-turn-easy", "hopper-stand", "acrobot-swingup",
-           "cartpole-swingup-sparse", "finger-spin", "reacher-three-easy", "mujoco-ant", "mujoco-walker", "og-ant",
-           "og-antball", "og-ant-spiral", "bipedal-walker-obstacles"]  # fmt: skip
+           "cartpole-swingup-sparse", "finger-spin", "reacher-three-easy", "mujoco-ant", "mujoco-walker",
+           "bipedal-walker-obstacles"]  # fmt: skip
 SMALL = Plan(6, 3, 4, 0.8)
 
 
@@ -81,7 +81,7 @@ def test_planning_changes_nothing(task, monkeypatch):
         action = script.send((result[0], result[4]))
 
 
-@pytest.mark.parametrize("task", ["cheetah-run", "quadruped-walk", "mujoco-hopper", "og-ant-maze"])
+@pytest.mark.parametrize("task", ["cheetah-run", "quadruped-walk", "mujoco-hopper"])
 def test_what_is_promised_happens(task):
     """Positions after five imagined steps are those after five real ones."""
     env = envs.make(task)
