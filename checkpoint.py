@@ -215,7 +215,7 @@ def _naming(file: Path):
         yield
     except (ValueError, RuntimeError, TypeError, LookupError) as error:
         hint = f"delete {file.parent} to resume from the checkpoint before"
-        reason = f"was written by another version of this program, or is damaged ({error})"
+        reason = f"was written by another version of this program, or is damaged ({error!s:.300})"
         raise ValueError(f"{file} {reason}; {hint}") from error
 
 

@@ -148,7 +148,7 @@ def load(path: Path, task: str) -> Demos:
             text = (file.metadata() or {}).get("newt_demos", "null")
             arrays = {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error})") from error
+        raise ValueError(f"{path} is not a complete safetensors file ({error!s:.200})") from error
     try:
         meta = json.loads(text)
     except json.JSONDecodeError:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-MAX_INSTRUCTIONS = 1_000_000  # published agents need some thousands; each may cost about 200 bytes
+MAX_INSTRUCTIONS = 500_000  # published agents need some thousands; each may cost about 200 bytes
 DTYPES = {"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
           "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
           "Bool": torch.bool}  # fmt: skip
