@@ -528,8 +528,6 @@ def spoiled(kind: str, arrays: dict) -> dict:
         new["action"][5, 1] = 5
     elif kind == "scalar":
         new["reward"] = new["reward"][5]
-    elif kind == "sparse":
-        new["obs"] = new["obs"].to_sparse()
     elif kind == "no reward":
         new["reward"][5] = np.nan
     elif kind == "an episode too many":
@@ -562,7 +560,6 @@ def spoiled(kind: str, arrays: dict) -> dict:
         ("reward in the first row", "row 101 "),
         ("actions of 5", "actions beyond"),
         ("scalar", "shapes do not fit"),
-        ("sparse", "is refused: it asks for torch._utils._rebuild_sparse_tensor"),
         ("no reward", "row 5 "),
         ("an episode too many", "row 5 "),
         ("short", "not all episodes have the 100 steps"),
@@ -580,6 +577,17 @@ def test_demonstrations_that_do_not_fit(kind, message, tmp_path, capsys):
     text = fails(capsys, convert.Demos(tmp_path / "in", tmp_path / "out"))
     assert message in text and "mw-reach.pt" in text and "mw-reach" in text.replace("mw-reach.pt", "")
     assert not (tmp_path / "out").exists()
+
+
+def test_unusual_tensors_are_refused_by_name(tmp_path, capsys):
+    for unusual, name in (
+        (torch.eye(2).to_sparse(), "torch._utils._rebuild_sparse_tensor"),
+        (torch.zeros(2, device="meta"), "torch._utils._rebuild_meta_tensor_no_storage"),
+        (torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8), "torch._utils._rebuild_qtensor"),
+        (torch.zeros(2, dtype=torch.complex64), "torch.ComplexFloatStorage"),
+    ):
+        write(tmp_path / "in", "mw-reach", episodes("mw-reach") | {"obs": unusual})
+        assert f"it asks for {name}," in fails(capsys, convert.Demos(tmp_path / "in", tmp_path / "out"))
 
 
 def test_demonstrations_of_another_task(tmp_path, capsys):
