@@ -17,6 +17,7 @@ difference is named at its place ("Upstream quirk", "Differs from upstream").
     agent = create(Config(size="B"), names, emb, action_dims, discounts, seed=0)
     metrics = update(agent, batch, "online")                # batch: buffer.Batch
     plan = act(agent, obs, task, warm, first, step=0)       # plan.action (B, A); plan.mean is the next warm start
+
 Agents as files: agent_file.py.
 Test: pytest tests/test_newt.py tests/test_parity.py
 """

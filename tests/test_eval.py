@@ -162,6 +162,14 @@ def test_a_file_runs_no_code_unasked(ckpt, tmp_path, monkeypatch, capsys):
         del sys.modules["evilmod"]
 
 
+def test_an_agent_of_other_sizes_than_the_task(ckpt, tmp_path):
+    """What the file says of a task may not be so."""
+    agent, _ = agent_file.load(ckpt)
+    agent_file.save(tmp_path / "agent.safetensors", replace(agent, tasks=("mw-reach", "walker-walk")))
+    with pytest.raises(ValueError, match="4 actions of walker-walk, which has 24 and 6"):
+        evaluation.main(evaluation.Eval(tmp_path / "agent.safetensors", episodes=1))
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
