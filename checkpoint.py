@@ -77,8 +77,8 @@ def read_config(folder: Path) -> dict:
         raise FileNotFoundError(f"no run to resume in {folder}: {path} is missing")
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error!s:.200}") from error
 
 
 def require_empty(folder: Path, overwrite: bool) -> None:
