@@ -45,7 +45,7 @@ def read(path: Path, key: str) -> tuple[dict, dict[str, Tensor]]:
             text = (file.metadata() or {}).get(key, "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a complete safetensors file of plain tensors ({error})") from error
+        raise ValueError(f"{path} is not a complete safetensors file of plain tensors ({error!s:.200})") from error
     try:
         meta = json.loads(text)
     except (ValueError, RecursionError):

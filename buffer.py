@@ -279,7 +279,7 @@ class Buffer:
                     none = torch.zeros(table.shape[-1], dtype=torch.int64)
                     terminated = file.get_tensor("terminated") if "terminated" in file.keys() else none
             except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path} is not a complete file of episodes ({error})") from error
+                raise ValueError(f"{path} is not a complete file of episodes ({error!s:.200})") from error
             n = reward.numel()
             shapes = [(n, *self._obs.shape[1:]), (n, *self._action.shape[1:]), (n,), (3, end - first), (end - first,)]
             fits = [tuple(x.shape) for x in (obs, action, reward, table, terminated)] == shapes

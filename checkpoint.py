@@ -77,8 +77,8 @@ def read_config(folder: Path) -> dict:
         raise FileNotFoundError(f"no run to resume in {folder}: {path} is missing")
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error!s:.200}") from error
 
 
 def require_empty(folder: Path, overwrite: bool) -> None:
@@ -215,7 +215,7 @@ def _naming(file: Path):
         yield
     except (ValueError, RuntimeError, TypeError, LookupError) as error:
         hint = f"delete {file.parent} to resume from the checkpoint before"
-        reason = f"was written by another version of this program, or is damaged ({error})"
+        reason = f"was written by another version of this program, or is damaged ({error!s:.300})"
         raise ValueError(f"{file} {reason}; {hint}") from error
 
 

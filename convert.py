@@ -163,7 +163,7 @@ def read_embeddings(path: Path) -> Tensor:
         with safetensors.safe_open(path, "pt") as file:
             return file.get_tensor("task_emb").float()
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no safetensors file with a tensor task_emb ({error})") from error
+        raise ValueError(f"{path} is no safetensors file with a tensor task_emb ({error!s:.200})") from error
 
 
 def read_scale(scale) -> float:

@@ -147,16 +147,16 @@ def load(path: Path, task: str) -> Demos:
         with safetensors.safe_open(path, "np") as file:
             text = (file.metadata() or {}).get("newt_demos", "null")
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error})") from error
+    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error!s:.200})") from error
     try:
         meta = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         meta = None
     if not isinstance(meta, dict):
         raise ValueError(f"{path} holds no demonstrations (no readable 'newt_demos' in its header)")
     if (meta.get("version"), meta.get("task")) != (FORMAT_VERSION, task):
-        found = f"format {meta.get('version')} of {meta.get('task')}"
+        found = " ".join(f"format {meta.get('version')!s:.40} of {meta.get('task')!s:.60}".split())
         raise ValueError(f"{path} is {found}, expected is format {FORMAT_VERSION} of {task}")
     names = ("obs", "action", "reward", "episode_start", "return", "success", "score", "seed")
     if set(names) != set(arrays):

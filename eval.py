@@ -327,6 +327,11 @@ def main(cfg: Eval) -> None:
     missing = [name for name in tasks if name not in agent.tasks]
     if missing:
         raise ValueError(f"{cfg.ckpt} was not trained on {', '.join(missing)}; it knows {', '.join(agent.tasks)}")
+    for name in tasks:
+        row, dims = envs.TASKS[name], int(agent.mask[agent.tasks.index(name)].sum())
+        if row.obs_dim > agent.cfg.obs_dim or row.action_dim != dims:
+            sizes = f"{agent.cfg.obs_dim} observations and {dims} actions of {name}"
+            raise ValueError(f"{cfg.ckpt} is for {sizes}, which has {row.obs_dim} and {row.action_dim}")
     policy = "planner" if cfg.planner == "on" else "policy"
     results = evaluate(agent, tasks, cfg.episodes, cfg.seed, policy, meta["step"], cfg.workers or None)
     print(f"{cfg.ckpt}  step {meta['step']}  {cfg.episodes} episodes per task  seed {cfg.seed}  planner {cfg.planner}")
@@ -351,7 +356,7 @@ def run(main_function, *args) -> None:
     try:
         main_function(*args)
     except (ValueError, ImportError, OSError, RuntimeError) as error:
-        print("error:", *str(error).split(), file=sys.stderr)  # words of files may have line breaks
+        print("error:", *str(error).splitlines(), file=sys.stderr)  # names out of files may have line breaks
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

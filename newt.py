@@ -17,6 +17,7 @@ difference is named at its place ("Upstream quirk", "Differs from upstream").
     agent = create(Config(size="B"), names, emb, action_dims, discounts, seed=0)
     metrics = update(agent, batch, "online")                # batch: buffer.Batch
     plan = act(agent, obs, task, warm, first, step=0)       # plan.action (B, A); plan.mean is the next warm start
+
 Agents as files: agent_file.py.
 Test: pytest tests/test_newt.py tests/test_parity.py
 """
@@ -24,6 +25,7 @@ Test: pytest tests/test_newt.py tests/test_parity.py
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from types import UnionType
 from typing import Literal, NamedTuple, get_args, get_origin
 
 import machine
@@ -138,11 +140,12 @@ def check_fields(values, ranges: dict) -> None:
     Every number needs a range, (smallest, largest); NaN is in none. Words are checked, too, paths and tables aren't.
     """
     for f in fields(values):
-        value = getattr(values, f.name)
-        if f.type in (int, float):
+        value, kinds = getattr(values, f.name), get_args(f.type) if isinstance(f.type, UnionType) else (f.type,)
+        number = float if float in kinds else int
+        if number in kinds and not (value is None and type(None) in kinds):
             low, high = ranges[f.name]
-            if type(value) is not int and type(value) is not f.type:
-                raise ValueError(f"{f.name} must be a number ({f.type.__name__}), got {value!r:.60}")
+            if type(value) not in (int, number):
+                raise ValueError(f"{f.name} must be a number ({number.__name__}), got {value!r:.60}")
             if not low <= value <= high:
                 bound = f"at least {low}" if value < low else f"at most {high}" if value > high else "a number"
                 raise ValueError(f"{f.name} must be {bound}, got {value!r:.60}")

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-MAX_INSTRUCTIONS = 1_000_000  # published agents need some thousands; each may cost about 200 bytes
+MAX_INSTRUCTIONS = 500_000  # published agents need some thousands; each may cost about 200 bytes
 DTYPES = {"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
           "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
           "Bool": torch.bool}  # fmt: skip
@@ -48,20 +48,20 @@ def read(path: Path, allowed: dict[str, Callable] | None = None):
         raise FileNotFoundError(f"no file {path}")
     try:
         with open(path, "rb") as file:
-            packed = file.read(4) == b"PK\x03\x04"
-        if not packed:
-            _Machine({}, 0, allowed or {}).run(path.read_bytes())  # for the name that it asks for
-            raise ValueError("a pickle without an archive")
+            start = file.read(4)
+            if start != b"PK\x03\x04":
+                _Machine({}, 0, allowed or {}).run(start + file.read(2**26))  # for the name that it asks for
+                raise ValueError("a pickle without an archive")
         with zipfile.ZipFile(path) as archive:
             size, members = path.stat().st_size, archive.infolist()
             stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
             if not stored or sum(member.file_size for member in members) > size:
-                raise ValueError("compressed")
+                raise ValueError("its members are compressed or overlap")
             names = archive.namelist()
-            program = next(name for name in names if name.split("/")[1:] == ["data.pkl"])
+            program = next((name for name in names if name.split("/")[1:] == ["data.pkl"]), "without data.pkl")
             folder = program.partition("/")[0]
             if f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") != b"little":
-                raise ValueError("other byte order")
+                raise ValueError("another byte order")
             prefix = f"{folder}/data/"
             storages = {name.removeprefix(prefix): archive.read(name) for name in names if name.startswith(prefix)}
             return _Machine(storages, size, allowed or {}).run(archive.read(program))
@@ -69,7 +69,8 @@ def read(path: Path, allowed: dict[str, Callable] | None = None):
         name = " ".join(str(error).split())
         raise ValueError(f"{path} is refused: it asks for {name:.100}, which is no part of such a file") from error
     except Exception as error:  # damaged bytes can fail in any way
-        raise ValueError(f"{path} is damaged, or no file of torch.save ({type(error).__name__})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is damaged, or no file of torch.save ({reason:.100})") from error
 
 
 class _Machine:

@@ -69,7 +69,8 @@ class Train:
     folder: Path | None = None
     """folder to write; default: runs/<tasks>"""
     resume: Path | None = None
-    """run folder to continue with its own settings; only --steps and --workers may be given besides"""
+    """run folder to continue with its own settings; only --steps and --workers may be given besides, and --tasks
+    must be for gym:<id> and module:function: no file alone makes this program run them"""
     overwrite: bool = False
     """replace a run that is already in the folder"""
     ckpt: Path | None = None
@@ -139,6 +140,7 @@ RANGES = {  # of every number above: smallest and largest value
     "lr_end": (0, 100),
     "buffer_steps": (1, 10**15),
 }
+
 # Chosen by measuring, on two CPU cores (README): the published planner and network would take weeks there. Sampling by
 # task: by episode the two 500-step tasks of the starter would get a sixteenth of the online samples. More imitation, a
 # narrower search and falling learning rates: so few updates don't make the values good enough to leave the
@@ -192,7 +194,9 @@ def parse(args: list[str]) -> Train:
             newt.check(before.agent)
             newt.check_fields(before, RANGES)
         except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{known.resume} was written by another version of this program: {error}") from error
+            raise ValueError(
+                f"{known.resume} was written by another version of this program, or is damaged: {error!s:.200}"
+            ) from error
         envs.require_named(before.tasks.split(","), known.tasks, known.resume / "config.json")
         cfg = tyro.cli(Train, default=before, args=args)
         changed = [f.name for f in fields(Train) if getattr(cfg, f.name) != getattr(before, f.name)]
@@ -613,7 +617,8 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
         if distributed.any_of(bool(interruption.code)):
             save(name)
             if speaks:
-                print(f"stopped; go on with: python train.py --resume {folder}", file=sys.stderr)
+                named = f" --tasks {cfg.tasks}" if ":" in cfg.tasks else ""
+                print(f"stopped; go on with: python train.py --resume {folder}{named}", file=sys.stderr)
             raise SystemExit(interruption.code or 1)
 
     # ---- pretraining. A checkpoint always comes before the evaluation of the same agent: a run that is killed while

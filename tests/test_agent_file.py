@@ -4,6 +4,7 @@ Run: pytest tests/test_agent_file.py        (about 5 s on one core)
 """
 
 import json
+import math
 import os
 
 import pytest
@@ -66,6 +67,35 @@ def rewrite(path, change_meta=lambda meta: None, change=lambda tensors: None):
         (lambda p: rewrite(p, change=lambda t: t.pop("guided")), "its own header describes"),
         (lambda p: rewrite(p, change=lambda t: t.update(extra=torch.zeros(1))), "its own header describes"),
         (lambda p: rewrite(p, lambda m: m["config"].update(size="S")), "its own header describes"),
+        (lambda p: p.write_bytes(p.read_bytes().replace(b'{\\"version', b'[\\"version', 1)), "not a Newt checkpoint"),
+        (lambda p: rewrite(p, lambda m: m.update(config=None)), "no settings under config"),
+        (lambda p: rewrite(p, lambda m: m.update(config=[1])), "no settings under config"),
+        (lambda p: rewrite(p, lambda m: m["config"].update(size="HUGE")), "size must be one of XS, S, B, L, XL"),
+        (lambda p: rewrite(p, lambda m: m["config"].update(horizon="3")), "horizon must be a number .int., got '3'"),
+        (lambda p: rewrite(p, lambda m: m["config"].update(obs_dim=10**9)), "obs_dim must be at most"),
+        (lambda p: rewrite(p, lambda m: m["config"].update(temperature=math.nan)), "temperature must be a number"),
+        (lambda p: rewrite(p, lambda m: m["config"].update(std_min=-1.0)), "std_min must be at least 0"),
+        (lambda p: rewrite(p, lambda m: m["config"].update(elite="best")), "elite must be one of sample, mean"),
+        (lambda p: rewrite(p, lambda m: m.update(tasks=["../x", "right"])), "tasks in its header names '../x'"),
+        (lambda p: rewrite(p, lambda m: m.update(tasks=["a\nb", "right"])), "tasks in its header names 'a"),
+        (lambda p: rewrite(p, lambda m: m.update(tasks=["a:../x", "right"])), "tasks in its header names"),
+        (lambda p: rewrite(p, lambda m: m.update(tasks=["left", "left"])), "named twice"),
+        (lambda p: rewrite(p, lambda m: m.update(tasks="left")), "no list of names"),
+        (lambda p: rewrite(p, lambda m: m.update(tasks=[1, 2])), "no list of names"),
+        (lambda p: rewrite(p, lambda m: m.update(tasks=["left"])), "its own header describes: task_emb"),
+        (lambda p: rewrite(p, lambda m: m.update(step=-1)), "step in its header is -1"),
+        (lambda p: rewrite(p, lambda m: m.update(step=None)), "step in its header is None"),
+        (lambda p: rewrite(p, change=lambda t: t["q.0.weight"].fill_(math.inf)), "not finite in q.0.weight"),
+        (lambda p: rewrite(p, change=lambda t: t["discount"].fill_(math.nan)), "not finite in discount"),
+        (lambda p: rewrite(p, change=lambda t: t["discount"].fill_(2)), "a discount that is not between 0 and 1"),
+        (lambda p: rewrite(p, change=lambda t: t["q_scale"].fill_(-1)), "q_scale must be above 0"),
+        (lambda p: rewrite(p, change=lambda t: t["action_mask"].fill_(0)), "without actions"),
+        (lambda p: rewrite(p, change=lambda t: t["action_mask"][:, 0].fill_(0)), "ones followed by zeros"),
+        (lambda p: rewrite(p, change=lambda t: t.update(action_mask=torch.ones(2))), "header describes: action_mask"),
+        (lambda p: rewrite(p, change=lambda t: t.update(action_mask=torch.tensor(1.0))), "describes: action_mask"),
+        (lambda p: rewrite(p, change=lambda t: t["guided"].fill_(0.5)), "guided holds other numbers"),
+        (lambda p: rewrite(p, change=lambda t: t.update(q_scale=torch.tensor(1))), "header describes: q_scale"),
+        (lambda p: rewrite(p, change=lambda t: t.update({"pi.0.weight": t["pi.0.weight"].double()})), "pi.0.weight"),
     ],
 )
 def test_files_that_are_refused(spoil, message, tmp_path):
@@ -74,4 +104,4 @@ def test_files_that_are_refused(spoil, message, tmp_path):
     spoil(path)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         agent_file.load(path)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)

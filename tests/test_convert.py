@@ -237,6 +237,32 @@ def test_checkpoints_that_do_not_fit(change, tasks, message, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["soup.pt"]
 
 
+@pytest.mark.parametrize(
+    "change, content, message",
+    [
+        ({"_task_emb.weight": torch.full((4, 24), np.nan)}, {}, "an embedding not finite"),
+        ({"_task_emb.weight": torch.full((4, 24), np.inf)}, {}, "an embedding not finite"),
+        ({}, {"scale": float("nan")}, "q_scale must be above 0 and finite, got nan"),
+        ({}, {"scale": torch.tensor(np.inf)}, "q_scale must be above 0 and finite, got inf"),
+        ({}, {"scale": [1]}, "scale is no number"),
+        ({"_action_masks": torch.tensor(1.0)}, {}, "soup.pt: "),
+        ({"_pi.1.bias": torch.tensor(1.0)}, {}, "of another shape: pi.1.bias"),
+        ({"log_std_min": torch.zeros(1000)}, {}, "log_std_min is of shape (1000,)"),
+    ],
+)
+def test_numbers_that_no_agent_has(change, content, message, tmp_path, capsys):
+    file = saved({"model": recorded() | change, **content}, tmp_path / "soup.pt")
+    assert message in fails(capsys, convert.Checkpoint(file, tmp_path / "out.safetensors", ",".join(TASKS)))
+    assert [p.name for p in tmp_path.iterdir()] == ["soup.pt"]
+
+
+def test_agents_in_half_precision(tmp_path):
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        state = {name: value.to(dtype) for name, value in recorded().items()}
+        agent, _ = convert.checkpoint(saved({"model": state}, tmp_path / "soup.pt"), ",".join(TASKS))
+        assert torch.equal(agent.params["pi.1.bias"], PARAMS["pi.1.bias"].to(dtype).float())
+
+
 def test_what_is_there_is_kept(tmp_path, capsys):
     file, out = saved(publish(small(), None, None), tmp_path / "walker-walk.pt"), tmp_path / "agent.safetensors"
     out.write_text("mine")
@@ -498,6 +524,10 @@ def spoiled(kind: str, arrays: dict) -> dict:
         new["action"][101, 0] = 0.5
     elif kind == "reward in the first row":
         new["reward"][101] = 0.5
+    elif kind == "actions of 5":
+        new["action"][5, 1] = 5
+    elif kind == "scalar":
+        new["reward"] = new["reward"][5]
     elif kind == "no reward":
         new["reward"][5] = np.nan
     elif kind == "an episode too many":
@@ -528,6 +558,8 @@ def spoiled(kind: str, arrays: dict) -> dict:
         ("nan action", "not finite"),
         ("action in the first row", "not finite, or a first row"),
         ("reward in the first row", "row 101 "),
+        ("actions of 5", "actions beyond"),
+        ("scalar", "shapes do not fit"),
         ("no reward", "row 5 "),
         ("an episode too many", "row 5 "),
         ("short", "not all episodes have the 100 steps"),
@@ -545,6 +577,17 @@ def test_demonstrations_that_do_not_fit(kind, message, tmp_path, capsys):
     text = fails(capsys, convert.Demos(tmp_path / "in", tmp_path / "out"))
     assert message in text and "mw-reach.pt" in text and "mw-reach" in text.replace("mw-reach.pt", "")
     assert not (tmp_path / "out").exists()
+
+
+def test_unusual_tensors_are_refused_by_name(tmp_path, capsys):
+    for unusual, name in (
+        (torch.eye(2).to_sparse(), "torch._utils._rebuild_sparse_tensor"),
+        (torch.zeros(2, device="meta"), "torch._utils._rebuild_meta_tensor_no_storage"),
+        (torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8), "torch._utils._rebuild_qtensor"),
+        (torch.zeros(2, dtype=torch.complex64), "torch.ComplexFloatStorage"),
+    ):
+        write(tmp_path / "in", "mw-reach", episodes("mw-reach") | {"obs": unusual})
+        assert f"it asks for {name}," in fails(capsys, convert.Demos(tmp_path / "in", tmp_path / "out"))
 
 
 def test_demonstrations_of_another_task(tmp_path, capsys):

@@ -331,6 +331,12 @@ BROKEN = {
     "infinite observation": set_at("obs", (7, 0), np.inf),
     "NaN action": set_at("action", (7, 0), np.nan),
     "NaN reward": set_at("reward", 7, np.nan),
+    "an action of 5": set_at("action", (7, 0), 5),
+    "an action below -1": set_at("action", (7, 0), -1.01),
+    "a return that is none": set_at("return", 0, np.nan),
+    "offsets that wrap around": replace(
+        "episode_start", lambda x: np.array([0, 2**62 + 1, -(2**62) - 1, x[-1]])[[0, 1, 2, 3][: len(x)]]
+    ),
     "infinite reward": set_at("reward", 7, np.inf),
     "an action in a first row": set_at("action", (101, 0), 0.5),
     "a reward in a first row": set_at("reward", 101, 0.5),

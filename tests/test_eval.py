@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,9 +140,40 @@ def test_video(ckpt, tmp_path):
     assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 0.5  # and something moves
 
 
+def test_a_file_runs_no_code_unasked(ckpt, tmp_path, monkeypatch, capsys):
+    """A task with a colon is a module: made if the user names it, and in no other case."""
+    monkeypatch.syspath_prepend(tmp_path)
+    proof = tmp_path / "proof"
+    (tmp_path / "evilmod.py").write_text(f"open({str(proof)!r}, 'w')")
+    agent, _ = agent_file.load(ckpt)
+    for name in ("evilmod:f", "gym:evilmod:X-v0"):
+        path = tmp_path / "agent.safetensors"
+        agent_file.save(path, replace(agent, tasks=("mw-reach", name)))
+        with pytest.raises(SystemExit):
+            evaluation.run(evaluation.main, evaluation.Eval(path, episodes=1, workers=1))
+        err = capsys.readouterr().err
+        assert name in err and "--tasks" in err and err.count("\n") == 1
+        evaluation.main(evaluation.Eval(path, tasks="mw-reach", episodes=1, workers=1, planner="off"))
+        assert "mw-reach" in capsys.readouterr().out and not proof.exists() and "evilmod" not in sys.modules
+        with pytest.raises(ValueError, match="cannot be made"):
+            evaluation.main(evaluation.Eval(path, tasks=name, episodes=1))
+        assert proof.exists()  # as asked
+        proof.unlink()
+        del sys.modules["evilmod"]
+
+
+def test_an_agent_of_other_sizes_than_the_task(ckpt, tmp_path):
+    """What the file says of a task may not be so."""
+    agent, _ = agent_file.load(ckpt)
+    agent_file.save(tmp_path / "agent.safetensors", replace(agent, tasks=("mw-reach", "walker-walk")))
+    with pytest.raises(ValueError, match="4 actions of walker-walk, which has 24 and 6"):
+        evaluation.main(evaluation.Eval(tmp_path / "agent.safetensors", episodes=1))
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
+        ("--ckpt good.safetensors --seed -1", "seed must be at least 0"),
         ("--ckpt nowhere.safetensors", "no checkpoint at nowhere.safetensors"),
         ("--ckpt half.safetensors", "not a complete safetensors file"),
         ("--ckpt good.safetensors --tasks mw-push", "was not trained on mw-push"),

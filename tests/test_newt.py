@@ -3,7 +3,8 @@
 Numbers are compared with recordings in test_parity.py. Run: pytest tests/test_newt.py        (about 10 s on one core)
 """
 
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -206,6 +207,38 @@ def test_warm_up_and_learning_rates():
 # ---- bad input
 
 
+@pytest.mark.parametrize("name", [f.name for f in fields(Config)])
+def test_every_setting_is_checked(name):
+    """A new number without a range fails here, and so does a range that lets in what is none."""
+    assert fields_that_take_nonsense(Config(), lambda cfg: newt.check_fields(cfg, newt.RANGES), name) == []
+    assert fields_that_take_nonsense(CFG, newt.check, name) == []
+
+
+def fields_that_take_nonsense(settings, check, name: str) -> list:
+    """Values that `check` takes for the field `name` of a dataclass, and should not: another type, NaN, infinite."""
+    check(settings)
+    kind, taken = type(settings).__dataclass_fields__[name].type, []
+    for value in (math.nan, math.inf, -math.inf, -1, 10**400, None, [1], "nonsense", True, {}):
+        if kind in (str, bool) and type(value) is kind:
+            continue
+        try:
+            check(replace(settings, **{name: value}))
+            taken.append(value)
+        except ValueError as error:
+            assert str(error).startswith(name) and "\n" not in str(error) and len(str(error)) < 200
+    return taken
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"std_min": 5.0, "std_max": 1.0}, {"std_min": 2.5}, {"tau": 5.0}, {"grad_clip": 0.0}, {"warmup_updates": -3},
+     {"rho": 1.5}, {"temperature": -1.0}, {"elite": "best"}, {"size": "HUGE"}, {"td_target": "x"}],
+)  # fmt: skip
+def test_settings_that_make_no_sense(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        newt.check(replace(CFG, **change))
+
+
 @pytest.mark.parametrize(
     "change",
     [{"batch_size": 0}, {"horizon": 0}, {"obs_dim": 0}, {"num_bins": 1}, {"task_dim": -1}, {"lr": 0.0}, {"num_pi": 1},
@@ -221,3 +254,9 @@ def test_tables_must_fit():
         newt.create(CFG, ["a", "b"], torch.zeros(3, 8), DIMS, [0.9, 0.9])
     with pytest.raises(ValueError, match="5 action dims"):
         newt.create(CFG, ["a", "b"], torch.zeros(2, 8), [5, 2], [0.9, 0.9])
+    for dims, discounts, emb, scale in (
+        ([0, 2], [0.9, 0.9], 0, 1), (DIMS, [0.9, math.nan], 0, 1), (DIMS, [0.9, 1.1], 0, 1), (DIMS, [-0.1, 0.9], 0, 1),
+        (DIMS, [0.9, 0.9], math.inf, 1), (DIMS, [0.9, 0.9], 0, 0), (DIMS, [0.9, 0.9], 0, math.nan),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="without actions|q_scale"):
+            newt.create(CFG, ["a", "b"], torch.full((2, 8), float(emb)), dims, discounts, q_scale=scale)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import pytest
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
+from test_newt import fields_that_take_nonsense
 
 import agent_file
 import checkpoint
@@ -30,6 +31,7 @@ from buffer import Batch, Buffer
 from distributed import World
 
 ROOT = Path(train.__file__).parent
+PATHS = ("folder", "resume", "ckpt")
 SMALL = (
     "--preset laptop --tasks mw-reach --demo-episodes 2 --pretrain-updates 6 --checkpoint-updates 4 --steps 320 "
     "--seed-episodes 1 --eval-every 100 --eval-episodes 1 --final-episodes 2 --log-every 2 --utd 0.1 --batch-size 16 "
@@ -256,6 +258,16 @@ BAD = {
     "of another task": ("--tasks mw-push --demos swapped", "swapped/mw-push.safetensors is format 1 of mw-reach"),
     "memory": ("--buffer-steps 10000000000000", "GB are free"),
     "evaluations too often": ("--eval-every 60", "eval_every 60 is shorter than an episode"),
+    "update rate": ("--utd nan", "utd must be a number, got nan"),
+    "infinite update rate": ("--utd inf", "utd must be at most 1000"),
+    "rates at the end": ("--lr-end nan", "lr_end must be a number"),
+    "temperature": ("--temperature nan", "temperature must be a number"),
+    "search": ("--std-min 5 --std-max 1", "std_min 5.0 is above std_max 1.0"),
+    "target": ("--tau 5", "tau must be at most 1"),
+    "clipping": ("--grad-clip -1", "grad_clip must be at least"),
+    "warm-up": ("--warmup-updates -3", "warmup_updates must be at least 0"),
+    "seed": ("--seed -1", "seed must be at least 0"),
+    "many environments": ("--envs-per-task 10000000", "GB are needed for unfinished episodes"),
     "small buffer": ("--buffer-steps 100", "cannot hold one episode"),
 }
 
@@ -273,6 +285,54 @@ def test_bad_input(name, files, monkeypatch, capsys):
     assert stopped.value.code == 2
     assert message in err and err.count("\n") == 1 and not out, err
     assert snapshot(files) == before
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(train.Train) if f.name not in ("agent", *PATHS)])
+def test_every_setting_is_checked(name):
+    """A new number without a range fails here."""
+    assert fields_that_take_nonsense(train.Train(), lambda cfg: newt.check_fields(cfg, train.RANGES), name) == []
+
+
+def test_tasks_of_a_stored_run_run_no_code_unasked(finished, tmp_path, monkeypatch, capsys):
+    """Names with a colon are modules: out of config.json they are made only if the user repeats them."""
+    shutil.copytree(finished[0] / "whole", tmp_path / "whole")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evilmod.py").write_text("open('proof', 'w')")
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    for tasks in ("evilmod:f", "mw-reach,gym:evilmod:X-v0"):
+        (tmp_path / "whole" / "config.json").write_text(json.dumps({**config, "tasks": tasks}))
+        for words in ([], ["--tasks", "mw-reach"]):
+            with pytest.raises(SystemExit) as stopped:
+                evaluation.run(lambda words=words: train.main(train.parse(["--resume", "whole", *words])))
+            err = capsys.readouterr().err
+            assert stopped.value.code == 2 and "with --tasks" in err and err.count("\n") == 1, err
+        assert train.parse(["--resume", "whole", "--tasks", tasks]).tasks == tasks
+    assert not (tmp_path / "proof").exists() and "evilmod" not in sys.modules
+
+
+def test_a_checkpoint_of_other_tasks_than_the_run_is_refused(finished, tmp_path, monkeypatch, capsys):
+    """And so is one whose tables name a task that its agent doesn't know: the summary would make it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished[0] / "demos", tmp_path / "demos")
+    for file, spoil, message in (
+        ("agent.safetensors", lambda meta: meta.update(tasks=["evilmod:f"]), "other tasks than the agent's"),
+        ("state.safetensors", lambda meta: meta["results"].update(random={"evilmod:f": []}), "'random' of other"),
+        ("state.safetensors", lambda meta: meta["demos"].update({"evilmod:f": [0]}), "'demos' of other tasks"),
+        ("state.safetensors", lambda meta: meta.update(vector_step="1"), "vector_step must be a number"),
+        ("rank-0.safetensors", lambda meta: meta["episodes"].update({"evilmod:f": 1}), "other tasks than the agent's"),
+    ):
+        shutil.rmtree(tmp_path / "whole", ignore_errors=True)
+        shutil.copytree(finished[0] / "whole", tmp_path / "whole")
+        path = checkpoint.complete(tmp_path / "whole")[-1] / file
+        with safetensors.safe_open(path, "pt") as opened:
+            ((key, text),) = opened.metadata().items()
+        spoil(meta := json.loads(text))
+        save_file(load_file(path), path, {key: json.dumps(meta)})
+        with pytest.raises(SystemExit):
+            evaluation.run(lambda: train.main(train.parse(["--resume", "whole"])))
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1 and "to resume from the checkpoint before" in err, err
 
 
 def test_resume_does_not_change_settings(finished, monkeypatch, capsys):
