@@ -206,6 +206,22 @@ def test_own_tasks_end_when_they_say_so():
     assert ends == [True, False, False, True]
 
 
+def test_hopper_leaves_no_frozen_rows():
+    """600 random steps of Gymnasium's Hopper: many short episodes, every row of which happened."""
+    ring, collector = Buffer(2000, 16, 4), Collector(1, 1000, 16, 4, np.zeros(1, int))
+    kept, ends = 0, 0
+    with VectorEnv(["gym:Hopper-v5"], 0, 1, 16, 4) as v:
+        collector.start(v.reset())
+        for action in random_actions(600, 1):
+            s = v.step(action)
+            ends += int(s.terminated[0])
+            kept += sum(steps for _, _, steps in collector.add(ring, action, *s[1:4], s.obs, s.dropped, s.terminated))
+    assert ring.steps == kept > 500 and ring.episodes == ends > 10
+    batch = ring.sample(5000, 1, torch.Generator().manual_seed(0), "step")
+    frozen = (batch.obs[1] == batch.obs[0]).all(1) & (batch.terminated[0] == 0)
+    assert not frozen.any() and ring.steps <= 600  # nothing is stored that did not happen
+
+
 def test_a_task_of_another_shape_than_declared_ends_the_run(capfd):
     with VectorEnv(["my_envs:narrow"], 0, 1, 5, 4) as v:
         with pytest.raises(RuntimeError, match=r"obs has the shape \(1,\), declared is \(3,\)"):
