@@ -276,7 +276,7 @@ class Buffer:
             try:
                 with safetensors.safe_open(path, "pt") as file:
                     obs, action, reward, table = (file.get_tensor(x) for x in ("obs", "action", "reward", "table"))
-                    none = torch.zeros(table.shape[-1], dtype=torch.int64)
+                    none = torch.zeros(end - first, dtype=torch.int64)  # tasks that never end have files without it
                     terminated = file.get_tensor("terminated") if "terminated" in file.keys() else none
             except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path} is not a complete file of episodes ({error!s:.200})") from error

@@ -397,8 +397,7 @@ class Work:
                 "recorded": len(self.numbers),
                 "played": played,
             }
-            over = [a.terminated[0] for a in self.kept]
-            save(self.path, join(self.kept, meta | ({"terminated": over} if any(over) else {})))
+            save(self.path, join(self.kept, meta))
             if self.finished:
                 shutil.rmtree(self.attempts, ignore_errors=True)
         best = max((float(a.score[0]) for a in self.tried.values() if a.score[0] >= 0), default=0)

@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import safetensors
+import torch
 from safetensors.numpy import save_file
 
 import demo_format
@@ -24,6 +25,8 @@ import demos
 import envs
 import experts
 import recordings
+import train
+from buffer import Buffer
 from envs import metaworld
 
 ROOT = Path(demos.__file__).parent
@@ -642,6 +645,31 @@ def test_a_player_that_cannot_be_had(tmp_path, words, said):
     done = run("make", "--tasks", "mine:slide", *words.split(), cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
     assert names(tmp_path) == ["mine.py"] or not list(tmp_path.glob("demos"))
+
+
+def test_a_demonstration_is_as_long_as_its_episode(tmp_path):
+    """And says whether that was the end of everything, from the attempt to replay."""
+
+    def still(env, obs, number):
+        while True:
+            yield np.zeros(1)
+
+    for name, steps, terminated in (("dies", 7, True), ("cut", 5, False)):
+        task = f"my_envs:{name}"
+        one = experts.play(envs.make(task), still, 3, 0)
+        meta = {"version": 1, "task": task, "source": "script", **one.meta}
+        demo_format.save(demo_format.place(tmp_path, task), one._replace(meta=meta))
+        demo, replay = demo_format.load(demo_format.place(tmp_path, task), task), Buffer(50, 8, 4)
+        assert demo.episode_start.tolist() == [0, steps + 1] and demo.terminated == [terminated]
+        train.fill(replay, {task: demo}, [task], 9)
+        assert replay.steps == steps
+        batch = replay.sample(99, 3, torch.Generator().manual_seed(0))
+        assert bool(batch.terminated.any()) == terminated
+        meta["terminated"] = [1]
+        demo_format.save(tmp_path / "broken.safetensors", one._replace(meta=meta))
+        with pytest.raises(ValueError, match="list of true and false"):
+            demo_format.load(tmp_path / "broken.safetensors", task)
+        del envs.TASKS[task]
 
 
 def test_own_arrays_by_the_ten_lines(tmp_path):

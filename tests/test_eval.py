@@ -126,6 +126,62 @@ def test_curves(tmp_path):
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
+OWN = ["my_envs:dies", "my_envs:cut", "gym:my_envs:lab/Reach-v0", "my_envs:quiet"]
+
+
+@pytest.fixture(scope="module")
+def own():
+    cfg = newt.Config(size="XS", num_samples=16, num_elites=4, num_pi=2, iterations=1)
+    yield newt.create(cfg, OWN, torch.zeros(4, 384), [1] * 4, [0.95] * 4)
+    for name in OWN:
+        envs.TASKS.pop(name, None)
+
+
+def test_episodes_of_own_tasks_end_when_they_end(own):
+    played = evaluation.evaluate(own, OWN, 3, policy="random", workers=1)
+    nan = np.nan
+    for name, want in zip(OWN, [(7, 0, 0, 7), (5, 0, 0, 5), (5, 0, 0, 5), (4, nan, nan, 4)], strict=True):
+        np.testing.assert_array_equal(played[name], [want] * 3)
+
+
+def test_what_is_not_defined_is_shown_as_such():
+    results = {OWN[2]: [Episode(10, 1, 1, 7), Episode(30, 0, 0, 9)], OWN[3]: [Episode(5, np.nan, np.nan, 4)] * 2,
+               "mw-reach": [Episode(3, 1, 1, 100)] * 2}  # fmt: skip
+    text = evaluation.table(results)
+    lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.split()}
+    assert lines["task"] == ["return", "success", "score", "length"] and "nan" not in text
+    assert [word.lstrip("±") for word in lines[OWN[2]] if word != "±"][::2] == ["20.0", "0.500", "0.500", "8.0"]
+    assert [word for word in lines[OWN[3]] if "±" not in word] == ["5.0", "0.0", "-", "-", "4.0", "0.0"]
+    assert re.search(r"^own \(2\) +12\.5 +0\.500 +0\.500$", text, re.M)  # of what is defined
+    assert re.search(r"^mean of tasks +0\.750 +0\.750$", text, re.M)
+    text = evaluation.compare({"random": results, "online": results})
+    assert re.search(r"^my_envs:quiet +- +- +5\.0 +5\.0 +4\.0 +4\.0$", text, re.M) and "nan" not in text
+    assert re.search(r"^mean +0\.750 +0\.750$", text, re.M)
+    assert re.search(r"^success +0\.750 +0\.750 +\(mean over the 2 tasks", text, re.M)
+    alone = {OWN[3]: results[OWN[3]]}
+    assert "nan" not in evaluation.table(alone) + evaluation.compare({"online": alone})
+    assert "length" not in evaluation.table({"mw-reach": results["mw-reach"]})
+
+
+def test_curves_of_own_tasks(tmp_path, monkeypatch):
+    """Names with slashes keep their curve; a task without a score has its return drawn."""
+    from matplotlib.figure import Figure
+
+    a, b = OWN[2:]
+    lines = [{"step": 0, f"eval/{a}/score": 0.5, f"eval/{a}/ret": 70.0, f"eval/{b}/ret": 3.0, "eval/score": 0.5},
+             {"step": 9, f"train/{a}/score": 1.0, f"train/{a}/return": 7.0, f"train/{b}/return": 4.0}]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = {}
+
+    def look(figure, *_, **__):
+        for axis in figure.axes:
+            drawn[axis.get_title()] = sorted(float(y) for line in axis.lines for y in line.get_ydata()), axis.get_ylim()
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    evaluation.plot_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert drawn[a] == ([0.5, 1.0], (-0.05, 1.05)) and drawn[f"{b} (return)"][0] == [3, 4]
+
+
 def test_video(ckpt, tmp_path):
     import imageio.v2 as imageio
 

@@ -25,7 +25,7 @@ TESTS = {  # of each file: what pytest is given, without what takes longest
     "agent_file.py": ["test_agent_file.py", "-k", "not fuzz"],
     "language.py": ["test_language.py", "-k", "not fresh and not transformers"],
     "envs/vector.py": ["test_vector.py", "-k", "seeds or plain_loop or caller or anew or again_and_again or add_up "
-                       "or shared_out or told or apart"],
+                       "or shared_out or told or apart or own_tasks"],
     "envs/custom.py": ["test_tasks.py", "-k", "custom or gym_ids"],
     "envs/atari.py": ["test_atari.py", "-k", "ale_py or past"],
     "envs/box2d.py": ["test_box2d.py", "-k", "two_simulator or seed or ground or reward"],
@@ -125,6 +125,9 @@ FAULTS = {
         "start[episode] + 1 + (step[1:] - 1)",
         "start[episode] + (step[1:] - 1)",
     ),
+    "ends seen only in passing": ("buffer.py", "np.where(terminated, rows,", "np.where(terminated, rows - 1,"),
+    "paid after the end": ("buffer.py", ".masked_fill(over[:-1], 0)", ""),
+    "ends not collected": ("buffer.py", "bool(over[i]))", "False)"),
     "evicts one too early": (
         "buffer.py",
         "self._table[0, self._oldest] > self.capacity",
@@ -166,6 +169,7 @@ FAULTS = {
     ),
     "the policy does not explore": ("newt.py", "eps.normal_(generator=generator) if explore else eps", "eps"),
     "the largest of two heads": ("newt.py", "bins).amin(0)", "bins).amax(0)"),
+    "value after the end": ("newt.py", "discount * (1 - batch.terminated)", "discount"),
     "no discount": ("newt.py", "return z, reward + discount * wm", "return z, reward + wm"),
     "discount of another task": ("newt.py", "agent.discount[batch.task]", "agent.discount[0 * batch.task]"),
     "plans with another task's discount": ("newt.py", "agent.discount[task[rows]]", "agent.discount[0 * task[rows]]"),
@@ -231,6 +235,7 @@ FAULTS = {
     ),
     "goes on after a termination": ("envs/vector.py", "done = terminated or truncated", "done = truncated"),
     "an environment's action changes later": ("envs/vector.py", "[i, : dims[i][1]].copy()", "[i, : dims[i][1]]"),
+    "cut off for over": ("envs/vector.py", '"terminated": terminated}', '"terminated": done}'),
     "results change later": ("envs/vector.py", "{name: view.copy() for", "{name: view for"),
     "dropped for finished": ("envs/vector.py", "dropped = ~done & ~unfinished", "dropped = ~done & unfinished"),
     "failures add up for ever": ("envs/vector.py", "self._failures[self.tasks[i]] = 0", "pass"),
@@ -252,6 +257,7 @@ FAULTS = {
         "terminated, truncated = False,",
     ),
     "own task: whole numbers cut, not rounded": ("envs/custom.py", "else np.rint(action)", "else action"),
+    "own task: no success is failure": ("envs/custom.py", "success if np.isnan(success) else float", "float"),
     "own task: discount": (
         "envs/custom.py",
         "(horizon - 1) / horizon, 0.95), 0.995)",

@@ -6,11 +6,12 @@ Numbers are compared with recordings in test_parity.py. Run: pytest tests/test_n
 import math
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 
 import newt
-from buffer import Batch
+from buffer import Batch, Buffer
 from newt import Config
 
 CFG = Config(size="XS", obs_dim=6, action_dim=4, task_dim=8, batch_size=16, warmup_updates=0, num_samples=24,
@@ -154,6 +155,103 @@ def test_imitation_online_is_for_guided_tasks():
             )  # fmt: skip
             steps.append(loss)
         assert (steps[0] != steps[1]) == differs
+
+
+def test_update_imitates_only_where_it_is_guided():
+    """In `update` itself: what the coefficient is matters to guided tasks, and to no other."""
+    for guided, differs in ((False, False), (True, True)):
+        learned = []
+        for coef in (0.0, 5.0):
+            a = agent(replace(CFG, online_bc_coef=coef), guided=[guided] * 2)
+            for seed in range(2):
+                newt.update(a, batch(seed), "online")
+            learned.append(copy(a.params))
+        assert ("pi" in changed(*learned)) == differs
+
+
+# ---- ends
+
+LINE, RING, GAMMA = [0.75, 1.5, 1.0, 2.0], [0.8, 1.6, 1.2, 2.4], 0.5  # V(k) = r(k) + V(next) / 2, by hand
+
+
+def chain(replay: Buffer) -> None:
+    """Two tasks with states 0 to 3 and rewards 0, 1, 0, 2: after the last one comes the end, or the first one again.
+
+    Both are also cut off, after five steps or in the middle of the line, which must not matter to any value.
+    """
+    reward = torch.tensor([0.0, 1, 0, 2])
+    for first in range(4):
+        for task, steps, terminated in ((0, 4 - first, True), (0, 3 - first, False), (1, 5, False)):
+            state = first + torch.arange(steps + 1)
+            obs = torch.nn.functional.one_hot(state % 4 if task else state.clamp(max=3), 5).float()
+            led = torch.cat([torch.zeros(1), reward[state[:-1] % 4]])
+            if steps:
+                replay.add(obs, torch.rand(steps + 1, 1) * 2 - 1, led, task, terminated)
+
+
+def test_values_at_truncation_and_at_termination(monkeypatch):
+    """Learned, within 0.05: by the values, and by plans, which go beyond the end."""
+    monkeypatch.setitem(newt.wm.SIZES, "XS", newt.wm.Size(64, 64, 64, 2, 2))
+    cfg = newt.Config(size="XS", obs_dim=5, action_dim=1, task_dim=8, batch_size=64, lr=2e-3, enc_lr_scale=1.0, tau=0.1)
+    emb = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    a, replay = newt.create(cfg, ["line", "ring"], emb, [1, 1], [GAMMA] * 2), Buffer(2000, 5, 1)
+    torch.manual_seed(0)
+    for _ in range(10):  # with other actions: they don't matter
+        chain(replay)
+    draw, bins = torch.Generator().manual_seed(0), newt.wm.make_bins()
+    for _ in range(450):
+        newt.update(a, replay.sample(64, 3, draw, "task"), "online")
+    obs, eps = torch.nn.functional.one_hot(torch.arange(4), 5).float(), torch.zeros(4, 1)
+    for k, want in enumerate((LINE, RING)):
+        task = newt.Task(a.emb, a.mask, torch.full((4,), k))
+        with torch.no_grad():
+            z = newt.wm.encode(a.params, obs, task)
+            q = newt.wm.decode(newt.wm.q(a.params, z, newt.wm.pi(a.params, z, task, eps).action, task), bins).mean(0)
+            model = newt.planner_model(a.params, task._replace(index=task.index[:, None]), bins)
+            plans = torch.linspace(-1, 1, 9).expand(4, 3, 9).unsqueeze(-1)  # three steps, whatever is done
+            value = newt.planner.plan_return(
+                model, z[:, None], plans, torch.full((4,), GAMMA), torch.zeros(4, 9, 1), torch.tensor([0, 1])
+            )
+        assert (q - torch.tensor(want)).abs().max() < 0.05, (k, q)
+        assert (value - torch.tensor(want)[:, None]).abs().max() < 0.05, (k, value)
+
+
+def test_nothing_is_worth_anything_after_the_end():
+    """Where a step was the last one the target is its reward, whatever the target network says; elsewhere it isn't."""
+    data = batch()._replace(terminated=torch.arange(3 * 16).reshape(3, 16).remainder(2).float())
+    losses = []
+    for said in (0.0, 3.0):
+        a = agent()
+        a.params["q.2.bias"].data += torch.linspace(0, 1, 101)  # not the same loss for every target
+        a.params["q_target.2.bias"] += said * torch.arange(101)  # values far above 0
+        for part in (data.terminated, torch.ones(3, 16)):
+            noise = newt.draw_update_noise(3, 16, 4, 2, torch.Generator().manual_seed(1))
+            task, whole = newt.Task(a.emb, a.mask, data.task), data._replace(terminated=part)
+            losses.append(newt.model_loss(CFG, a.params, whole, task, a.discount[data.task], noise, "online")[2])
+    half, all_ended, half_more, all_ended_more = (float(metrics["loss/value"]) for metrics in losses)
+    assert all_ended == all_ended_more and half != half_more
+
+
+def test_values_beyond_the_range_are_noticed():
+    assert newt.VALUE_LIMIT == pytest.approx(math.exp(10) - 1)
+    assert newt.largest_value(np.array([1.0, 0, -8]), 0.5) == 8
+    assert newt.largest_value(np.array([2.0, 4, 8]), 0.5) == 8 and newt.largest_value(np.ones(99), 0.9) < 10
+
+
+# ---- acting
+
+
+def test_the_policy_explores_with_its_own_noise():
+    a = agent(seed=1)
+    calm, task = act(a, use_planner=False)
+    bold, _ = act(a, use_planner=False, explore=True)
+    eps = torch.zeros(6, 4).normal_(generator=torch.Generator().manual_seed(5))
+    obs = torch.randn(6, 6, generator=torch.Generator().manual_seed(4))
+    tables = newt.Task(a.emb, a.mask, task)
+    policy = newt.wm.pi(a.params, newt.wm.encode(a.params, obs, tables), tables, eps)
+    torch.testing.assert_close(calm.action, policy.mean)
+    torch.testing.assert_close(bold.action, policy.action)
+    assert (bold.action - calm.action)[task == 0].abs().min() > 1e-4  # every number of every action
 
 
 def test_constrained_planning_is_for_guided_tasks():

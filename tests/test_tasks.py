@@ -242,10 +242,12 @@ def test_custom_environment_keeps_the_contract():
         check_env(envs.make(name), skip_render_check=True)
         env = envs.make(name)
         env.reset(seed=0)
-        steps = [env.step(np.array([0.5], np.float32)) for _ in range(6)]
-        assert [s[1] for s in steps] == [1, 1, 1, 0, 0, 0]  # 0.5 of [-1, 1] is 1 of [-2, 2]; paid until the end
-        assert [s[3] for s in steps] == [False] * 5 + [True] and not any(s[2] for s in steps)
-        assert [s[4]["success"] for s in steps] == [0, 0, 1, 1, 1, 1]
+        steps = [env.step(np.array([0.5], np.float32)) for _ in range(3)]
+        assert [s[1] for s in steps] == [1, 1, 1]  # 0.5 of [-1, 1] is 1 of [-2, 2]
+        assert [s[2] for s in steps] == [False, False, True] and not any(s[3] for s in steps)  # over when it says so
+        assert [s[4]["success"] for s in steps] == [s[4]["score"] for s in steps] == [0, 0, 1]
+        with pytest.raises(gym.error.ResetNeeded):
+            env.step(np.zeros(1, np.float32))
         assert (env.reset(seed=0)[0] == env.reset(seed=0)[0]).all()
     finally:
         envs.TASKS.pop(name, None)
@@ -261,10 +263,84 @@ def test_gym_ids_are_tasks():
         envs.TASKS.pop("gym:Pendulum-v1", None)
 
 
+def played(name: str, action: float = 0.0, steps: int = 99) -> list:
+    """Steps of an episode until its end."""
+    env, rows = envs.make(name), []
+    env.reset(seed=0)
+    while len(rows) < steps and not (rows and (rows[-1][2] or rows[-1][3])):
+        rows.append(env.step(np.full(env.action_space.shape, action, np.float32)))
+    return rows
+
+
+@pytest.fixture
+def forget():
+    """The table holds no tasks of one's own afterwards."""
+    yield
+    for name in [name for name in envs.TASKS if ":" in name]:
+        del envs.TASKS[name]
+
+
+def test_custom_ends(forget):
+    for name, length, terminated in (("dies", 7, True), ("cut", 5, False), ("integer", 20, False)):
+        rows = played(f"my_envs:{name}")
+        assert len(rows) == length and [row[2] for row in rows] == [False] * (length - 1) + [terminated]
+        assert [row[3] for row in rows] == [False] * (length - 1) + [not terminated]
+        assert [row[1] for row in rows] == [1] * length and (rows[-1][0] == length).all()
+
+
+def test_custom_actions(forget):
+    env = envs.make("my_envs:integer")
+    env.reset(seed=0)
+    taken = []
+    for action in (-1, -0.91, -0.89, 0.04, 0.14, 0.89, 0.91, 1):  # -1 is 0, 1 is 10
+        env.step(np.array([action], np.float32))
+        taken.append(env._env.unwrapped.action)
+    assert [int(a[0]) for a in taken] == [0, 0, 1, 5, 6, 9, 10, 10] and {a.dtype for a in taken} == {np.dtype("i8")}
+    env = envs.make("my_envs:pinned")
+    env.reset(seed=0)
+    for action, want in (([-1, -1], [-1, 0.5]), ([0.25, 1], [0.25, 0.5])):
+        env.step(np.array(action, np.float32))
+        assert env._env.unwrapped.action.tolist() == want
+
+
+def test_custom_scores(forget):
+    assert [(row[4]["score"], row[4]["success"]) for row in played("my_envs:dies", steps=3)] == [(0, 0), (1, 1), (0, 0)]
+    last = played("my_envs:quiet")[-1][4]
+    assert np.isnan(last["score"]) and np.isnan(last["success"])
+    rows = [row[4] for row in played("my_envs:ranged")]
+    assert [info["score"] for info in rows] == [0.1, 0.2, 0.3, 0.4] and np.isnan([i["success"] for i in rows]).all()
+    for name in ("quiet", "ranged", "dies", "cut"):
+        assert not check_task(f"my_envs:{name}")[1]
+    assert " score - " in check_task("my_envs:quiet")[0]
+    env = envs.make("my_envs:dies")
+    env.reset()
+    env._env.unwrapped.step = lambda action: (np.zeros(3), 0, False, False, {"success": np.nan})
+    assert np.isnan(env.step(np.zeros(1, np.float32))[4]["success"])  # not a 1
+
+
+def test_custom_names_of_files(forget):
+    for name in ("gym:my_envs:lab/Reach-v0", "my_robot:make_reach", "mw-reach", "og-point-var2"):
+        file = envs.file_name(name)
+        assert not set(file) & set('<>:"/\\|?*') and envs.task_name(file) == name  # what Windows refuses
+    assert envs.file_name("mw-reach") == "mw-reach" and envs.TASKS["gym:my_envs:lab/Reach-v0"].obs_dim == 3
+
+
+def test_custom_modules_of_the_current_folder(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium as gym\ndef make(render_mode=None):\n    env = gym.make('Pendulum-v1')\n    return env\n"
+    )
+    code = f"import sys; sys.path.append({str(Path(envs.__file__).parents[1])!r}); import envs; "
+    code += "print(envs.TASKS['mine:make'].episode_length)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "200\n", done.stderr  # -I: the current folder isn't where Python looks
+
+
 @pytest.mark.parametrize(
     "name, words",
     [
         ("gym:Nothing-v7", "cannot be made"),
+        ("my_envs:unbounded", "without bounds"),
+        ("my_envs:nonsense", "score_range"),
         ("gym:CartPole-v1", "needs a Box"),
         ("no_such_module:make", "No module named"),
         ("math:nothing", "cannot be made"),

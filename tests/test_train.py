@@ -5,6 +5,7 @@ Run: pytest tests/test_train.py        (about two minutes on one core)
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -191,6 +192,57 @@ def test_presets(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert train.parse([]).agent == newt.Config()
     assert train.parse(["--preset=laptop", "--horizon", "4"]).agent == replace(train.LAPTOP.agent, horizon=4)
+
+
+def test_settings_fit_own_tasks(tmp_path):
+    """Sizes of a new agent grow, one more input tells of the end; an evaluation comes after a whole episode."""
+    cfg = train.parse(["--preset", "laptop", "--tasks", "gym:Humanoid-v5", "--demos", "none"])
+    assert (cfg.agent.obs_dim, cfg.agent.action_dim, cfg.eval_every) == (349, 17, 1000)
+    agent = train.create_agent(cfg, ["gym:Humanoid-v5"], torch.device("cpu"))
+    assert agent.params["encoder.0.weight"].shape[1] == 349 + 384 and agent.mask.sum() == 17
+    envs.TASKS["gym:Humanoid-v5"] = replace(envs.TASKS["gym:Humanoid-v5"], episode_length=2500)
+    assert train.parse(["--preset", "laptop", "--tasks", "gym:Humanoid-v5"]).eval_every == 2500
+    assert train.parse(["--preset", "laptop", "--tasks", "gym:Humanoid-v5", "--eval-every", "900"]).eval_every == 900
+    own = train.parse(["--preset", "laptop", "--tasks", "my_envs:dies,walker-walk"])
+    assert (own.agent.obs_dim, own.agent.action_dim, own.eval_every) == (128, 16, 1000)
+    agent_file.save(tmp_path / "a.safetensors", train.create_agent(own, ["walker-walk"], torch.device("cpu")))
+    cfg = train.parse(["--preset", "laptop", "--tasks", "gym:Humanoid-v5", "--ckpt", str(tmp_path / "a.safetensors")])
+    assert (cfg.agent.obs_dim, cfg.agent.action_dim) == (128, 16)
+    with pytest.raises(ValueError, match="obs_dim is 128, these tasks need 349; action_dim is 16, these tasks need 17"):
+        train.create_agent(cfg, ["gym:Humanoid-v5"], torch.device("cpu"))
+    for name in ("gym:Humanoid-v5", "my_envs:dies"):
+        del envs.TASKS[name]
+
+
+def test_own_tasks_end_to_end(tmp_path):
+    """Two tasks whose episodes end early, one for good: a run, its files, and going on with it."""
+    dies, cut = "my_envs:rich", "gym:my_envs:lab/Reach-v0"
+    shutil.copy(ROOT / "tests" / "my_envs.py", tmp_path)
+    words = ["--tasks", f"{dies},{cut}", *SMALL[4:], "--demos", "none", "--steps", "60", "--eval-every", "30"]
+    done = subprocess.run(**command(tmp_path, "--preset", "laptop", *words), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    # 10,000 in each of 7 steps, discounted by 0.95; told once
+    assert done.stderr.count("is clipped") == 1 and f"{dies}: values reach 60,333" in done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name == "my_envs=rich+gym=my_envs=lab@Reach-v0"
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for task, steps, score in ((dies, 7, False), (cut, 5, True)):
+        ended = [line for line in lines if f"train/{task}/length" in line]
+        ends = [2 * (begun + t) for begun in (0, 30) for t in range(steps, 31, steps)]
+        assert [line["step"] for line in ended] == ends
+        assert {line[f"train/{task}/length"] for line in ended} == {steps}
+        assert all((f"train/{task}/score" in line) == score for line in ended)
+        assert (f"eval/{task}/score" in lines[0]) == score and lines[0][f"eval/{task}/length"] == steps
+    table = done.stdout[done.stdout.index("score (0 to 1)") :].splitlines()
+    assert table[0].split()[-2:] == ["return", "length"] and re.search(rf"^{dies} +- +- ", table[2]), table
+    again = subprocess.run(**command(tmp_path, "--resume", str(run), *words[:2], "--steps", "90"), capture_output=True)
+    assert again.returncode == 0, again.stderr
+    own, online = checkpoint.Own(torch.Generator(), torch.Generator()), Buffer(450, 128, 16)
+    agent, _ = checkpoint.load(run, torch.device("cpu"), own, World())
+    checkpoint.load_buffer(run, online, own, World(), 2)
+    assert online.steps == 3 * (28 + 30)  # what happened and was not cut off by an evaluation
+    batch = online.sample(500, 3, torch.Generator().manual_seed(0))
+    assert batch.terminated[:, batch.task == 0].any() and not batch.terminated[:, batch.task == 1].any()
 
 
 def test_published_numbers():

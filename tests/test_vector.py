@@ -15,8 +15,10 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 import envs
+from buffer import Buffer, Collector
 from envs.vector import STEP_MS, Step, VectorEnv, episode_seed, share_out
 
 ROOT = Path(envs.__path__[0]).parent
@@ -41,7 +43,8 @@ def fault(kind: str):
         os._exit(3)
     while kind == "hangs":
         pass
-    return {"nan_obs": {"obs": np.nan}, "nan_reward": {"reward": np.nan}, "inf_score": {"score": np.inf}}.get(kind, {})
+    return {"nan_obs": {"obs": np.nan}, "nan_reward": {"reward": np.nan}, "inf_score": {"score": np.inf},
+            "nan_score": {"score": np.nan}, "long_reward": {"reward": [1.0]}, "narrow": {"all": [7.0]}}.get(kind, {})
 
 
 class Counter(gym.Env):
@@ -92,7 +95,7 @@ class Counter(gym.Env):
             wrong = fault(self.kind.rstrip("!~"))
             obs[2], reward = wrong.get("obs", obs[2]), wrong.get("reward", reward)
             info["score"] = wrong.get("score", score)
-            obs = obs[:1] if self.kind == "narrow" else obs
+            obs = np.array(wrong.get("all", obs), np.float32)
         end = self.t == self.length
         return obs, reward, end and self.kind == "over", end and self.kind != "over", info
 
@@ -183,6 +186,49 @@ def test_same_as_a_plain_loop_for_real_tasks(workers):
             np.testing.assert_array_equal(obs[i, : len(first)], first)
         for action, row in zip(actions, expected[1:], strict=True):
             check(v.step(action), row)
+
+
+def test_own_tasks_end_when_they_say_so():
+    """And are stored as long as they were; what ends for good is told from what is cut off."""
+    names, step_of = ["my_envs:dies", "my_envs:cut", "my_envs:integer", "my_envs:quiet"], {0: 7, 1: 5, 2: 20, 3: 4}
+    ring, collector = Buffer(500, 5, 4), Collector(4, 20, 5, 4, np.arange(4))
+    with VectorEnv(names, 0, 1, 5, 4) as v:
+        collector.start(v.reset())
+        for t in range(1, 61):
+            action = random_actions(1, 4)[0]
+            s = v.step(action)
+            assert s.done.tolist() == [t % step_of[i] == 0 for i in range(4)]
+            assert s.terminated.tolist() == [t % 7 == 0, False, False, t % 4 == 0]
+            assert s.final_obs[:, 0].tolist() == [(t - 1) % step_of[i] + 1 for i in range(4)]
+            assert s.obs[:, 0].tolist() == [t % step_of[i] for i in range(4)] and not s.dropped.any()
+            assert np.isnan(s.score).tolist() == np.isnan(s.success).tolist() == [False] * 3 + [True]
+            collector.add(ring, action, s.reward, s.done, s.final_obs, s.obs, s.dropped, s.terminated)
+    assert ring.steps == 56 + 60 + 60 + 60 and ring.episodes == 8 + 12 + 3 + 15  # no row that did not happen
+    batch = ring.sample(4000, 3, torch.Generator().manual_seed(0), "task")
+    ends = [bool(batch.terminated[:, batch.task == i].any()) for i in range(4)]
+    assert ends == [True, False, False, True]
+
+
+def test_hopper_leaves_no_frozen_rows():
+    """600 random steps of Gymnasium's Hopper: many short episodes, every row of which happened."""
+    ring, collector = Buffer(2000, 16, 4), Collector(1, 1000, 16, 4, np.zeros(1, int))
+    kept, ends = 0, 0
+    with VectorEnv(["gym:Hopper-v5"], 0, 1, 16, 4) as v:
+        collector.start(v.reset())
+        for action in random_actions(600, 1):
+            s = v.step(action)
+            ends += int(s.terminated[0])
+            kept += sum(steps for _, _, steps in collector.add(ring, action, *s[1:4], s.obs, s.dropped, s.terminated))
+    assert ring.steps == kept > 500 and ring.episodes == ends > 10
+    batch = ring.sample(5000, 1, torch.Generator().manual_seed(0), "step")
+    frozen = (batch.obs[1] == batch.obs[0]).all(1) & (batch.terminated[0] == 0)
+    assert not frozen.any() and ring.steps <= 600  # nothing is stored that did not happen
+
+
+def test_a_task_of_another_shape_than_declared_ends_the_run(capfd):
+    with VectorEnv(["my_envs:narrow"], 0, 1, 5, 4) as v:
+        with pytest.raises(RuntimeError, match=r"obs has the shape \(1,\), declared is \(3,\)"):
+            v.reset()
 
 
 def test_reset_counts_episodes_from_where_it_is_told():
@@ -287,15 +333,16 @@ def check_run(v: VectorEnv, tasks, breaks, steps=12) -> None:
 def test_broken_environments_are_made_anew(capfd):
     what = {"raises": "ArithmeticError: the simulator exploded", "ends": "EOFError: no more data",
             "nan_obs": "ValueError: obs is not finite", "nan_reward": "ValueError: reward is not finite",
-            "inf_score": "ValueError: score is not finite",
+            "inf_score": "ValueError: score is not finite", "nan_score": "ValueError: score is not finite",
+            "long_reward": "ValueError: reward has the shape (1,), declared is ()",
             "narrow": "ValueError: obs has the shape (1,), declared is (3,)"}  # fmt: skip
     tasks = [*(f"{kind}-5" for kind in what), "ok-3", "ok-4"]
     with vector(tasks, workers=2) as v:
         pids = [process.pid for process in v._processes.values()]
-        check_run(v, tasks, {(1, i) for i in range(6)})
+        check_run(v, tasks, {(1, i) for i in range(8)})
         assert pids == [process.pid for process in v._processes.values()]
         v.reset()
-        assert v.dropped.sum() == 6  # what a reset cuts off is not lost to a fault
+        assert v.dropped.sum() == 8  # what a reset cuts off is not lost to a fault
     lines = capfd.readouterr().err.splitlines()
     assert sorted(lines) == sorted(f"{kind}-5: {text}; 1 unfinished episode dropped" for kind, text in what.items())
 
