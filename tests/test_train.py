@@ -216,7 +216,7 @@ def files(finished, tmp_path_factory) -> Path:
     (folder / "text.safetensors").write_bytes(b"not a checkpoint at all")
     save_file({"x": torch.zeros(1)}, folder / "foreign.safetensors")
     (folder / "old").mkdir()
-    (folder / "old" / "config.json").write_text("{}")
+    (folder / "old" / "config.json").write_text(json.dumps({checkpoint.MARK: {}}))
     for name, content in (
         ("junk", b"precious"),
         ("cut", (finished[0] / "demos" / "mw-reach.safetensors").read_bytes()),
@@ -315,10 +315,9 @@ def test_two_programs_never_work_in_one_folder(finished, tmp_path, monkeypatch, 
     shutil.copytree(finished[0] / "whole", tmp_path / "whole")
     shutil.copytree(finished[0] / "demos", tmp_path / "demos")
     monkeypatch.chdir(tmp_path)
-    hold = (
-        "import checkpoint, sys, time; f = open('whole/metrics.jsonl', 'ab'); checkpoint.claim(f); print(flush=True);"
-    )
-    other = subprocess.Popen([sys.executable, "-c", hold + "time.sleep(100)"], stdout=subprocess.PIPE,
+    hold = "import checkpoint, pathlib, time\nwith checkpoint.claim(pathlib.Path('whole'), resume=True):\n"
+    hold += " print(flush=True)\n time.sleep(100)"
+    other = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE,
                              env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     other.stdout.readline()
     kept = snapshot(tmp_path / "whole")
