@@ -28,6 +28,9 @@ Test: pytest tests/test_buffer.py
 
 import os
 import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -250,6 +253,8 @@ class Buffer:
             # From a run that was killed after this file and before its checkpoint, or evicted since.
             if first >= self._saved or end <= (self.first_episode if oldest_needed is None else oldest_needed):
                 path.unlink()
+        for path in (*folder.glob("episodes-*.tmp"), *folder.glob(".tmp*")):  # it was killed while writing this
+            path.unlink()
         first, end = max(self._saved, self.first_episode), self.total_episodes
         if first < end:
             start, rows, task, terminated = self._table[:, first - self._dropped : self._end]
@@ -261,6 +266,10 @@ class Buffer:
             path = folder / f"episodes-{first:09d}-{end:09d}.safetensors"
             write_atomically(path, tensors)
         self._saved = end
+
+    def moved(self, folder: Path) -> None:
+        """The files that were saved are in this folder now."""
+        self._folder = Path(folder).resolve()
 
     def load(self, folder: Path, first_episode: int, total_episodes: int, tasks: int = 2**31) -> None:
         """Fill an empty buffer with what a saved one held at these two counts: the same ring, bit for bit.
@@ -311,13 +320,26 @@ class Buffer:
 
 
 def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """safetensors file that is either complete or not there: temporary name, flush to disk, rename."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    """safetensors file that is either complete or not there."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    try:
+    with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata)
-        with open(temporary, "rb") as file:
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write under the name that this gives; at the end of the block the file is flushed to disk and takes its place.
+
+    The name is used by nobody else, and the file may be read by whoever may read other new files.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777  # as umask says; safetensors' file would be its owner's alone
+        yield temporary
+        os.chmod(temporary, mode)
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError):  # the disk is full: half a file helps nobody

@@ -24,7 +24,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -65,7 +65,10 @@ class Train:
     tasks: str = STARTER
     """all, heldout, a suite, or task names with commas between; gym:<id> and module:function are names, too"""
     preset: Literal["auto", "published", "laptop"] = "auto"
-    """where every other default comes from; auto: published on a CUDA GPU, else laptop"""
+    """where every other default comes from; auto: published on a CUDA GPU, else laptop. Either also follows from what
+    there is: the first line printed says which, and why"""
+    why: tyro.conf.Suppress[str] = field(default="", compare=False)
+    """that line"""
     folder: Path | None = None
     """folder to write; default: runs/<tasks>"""
     resume: Path | None = None
@@ -146,6 +149,7 @@ RANGES = {  # of every number above: smallest and largest value
 # narrower search and falling learning rates: so few updates don't make the values good enough to leave the
 # demonstrations, and with constant rates single tasks came and went between evaluations.
 LAPTOP = Train(
+    preset="laptop",
     demo_episodes=40,
     pretrain_updates=8_000,
     steps=2_000,
@@ -173,8 +177,26 @@ LAPTOP = Train(
 # With neither demonstrations nor a checkpoint there is no good plan to refine yet: search wider, learn twice as often
 # per step (cartpole-swingup at 20,000 steps: 850 instead of 510), and to the end.
 FROM_SCRATCH = replace(LAPTOP, demos="none", utd=1.0, lr_end=1.0, agent=replace(LAPTOP.agent, std_min=0.1))
+PUBLISHED = Train(preset="published")
+# Of a single task: a smaller network and ten environments. The pull to the policy fades between the same shares of all
+# steps as with 200 tasks, 2 % and 12 %: it would be there to the end by those numbers of steps.
+SINGLE_AGENT = Config(size="B", constraint_start=100_000, constraint_duration=500_000)
+SINGLE = replace(PUBLISHED, envs_per_task=10, agent=SINGLE_AGENT)
 DECISION_MS = 2.0  # besides STEP_MS, what a task costs the process that owns it: only for sharing tasks out
-PRESETS = {"published": Train(), "laptop": LAPTOP}
+PRESETS = {"published": PUBLISHED, "laptop": LAPTOP}
+
+
+def choose(preset: str, tasks: list[str], shown: bool, ckpt: bool) -> Train:
+    """Defaults that suit what there is: device, one task or many, and whether there is anything to learn from."""
+    why = "as asked"
+    if preset not in PRESETS:
+        preset, why = ("published", "a CUDA GPU") if torch.cuda.is_available() else ("laptop", "no CUDA GPU")
+    default, start = PRESETS[preset], "demonstrations" if shown else "--ckpt" if ckpt else "no demonstrations"
+    if preset == "published" and len(tasks) == 1:
+        default, start = SINGLE, f"its single-task form: one task, {start}"
+    elif preset == "laptop" and not (shown or ckpt):
+        default, start = FROM_SCRATCH, "its from-scratch form: neither demonstrations nor --ckpt"
+    return replace(default, why=f"preset {preset} ({why}), {start}")
 
 
 def parse(args: list[str]) -> Train:
@@ -182,7 +204,7 @@ def parse(args: list[str]) -> Train:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset", default="auto")
     early.add_argument("--resume", type=Path)
-    early.add_argument("--demos")
+    early.add_argument("--demos", default="auto")
     early.add_argument("--ckpt")
     early.add_argument("--tasks", default="")
     known, _ = early.parse_known_args(args)
@@ -203,11 +225,9 @@ def parse(args: list[str]) -> Train:
         if set(changed) - {"steps", "workers"}:
             raise ValueError(f"--resume continues {known.resume} as it is; it can't change {', '.join(changed)}")
         return cfg
-    auto = "published" if torch.cuda.is_available() else "laptop"
-    default = PRESETS.get(known.preset, PRESETS[auto])
-    if default is LAPTOP and known.demos == "none" and not known.ckpt:
-        default = FROM_SCRATCH
-    return fit(tyro.cli(Train, default=default, args=args), default)
+    tasks = envs.select(known.tasks or STARTER)
+    default = choose(known.preset, tasks, bool(demo_files(Train(demos=known.demos), tasks)), bool(known.ckpt))
+    return fit(replace(tyro.cli(Train, default=default, args=args), preset=default.preset), default)
 
 
 def inputs(rows: list[envs.Task]) -> dict[str, int]:
@@ -228,9 +248,9 @@ def fit(cfg: Train, default: Train) -> Train:
     return cfg
 
 
-def run_folder(folder: Path | None, tasks: str) -> Path:
-    words = "starter" if tasks == STARTER else envs.file_name(tasks.replace(",", "+"))
-    return folder or Path("runs") / words[:60]
+def run_folder(tasks: str) -> Path:
+    """Where a run goes if --folder doesn't say."""
+    return Path("runs") / ("starter" if tasks == STARTER else envs.file_name(tasks.replace(",", "+")))[:60]
 
 
 def check(cfg: Train, tasks: list[str], world: World) -> None:
@@ -372,7 +392,6 @@ class Log:
         self.writes = world.rank == 0
         if self.writes:
             self.file = open(folder / "metrics.jsonl", "ab")
-            checkpoint.claim(self.file)
             # A resumed run drops what was written after its checkpoint, here and there.
             self.file.truncate(min(size, self.file.seek(0, 2)))
             self.file.seek(0, 2)
@@ -445,21 +464,25 @@ class Clock:
 
 
 class Interruption:
-    """Ctrl-C and SIGTERM end the program at once, as by default, with everything it started.
+    """Ctrl-C, SIGTERM and a closed terminal (SIGHUP) end the program at once, as by default, with all it started.
 
     But in a `with` block, the first one only asks: the loop ends after its present step, with a checkpoint.
     """
 
     def __init__(self):
         self.code, self.patient = 0, False
-        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if os.name == "posix" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup
+            numbers.append(signal.SIGHUP)
+        self.before = {number: signal.signal(number, self._handle) for number in numbers}
 
     def _handle(self, number, _) -> None:
         at_once = self.code or not self.patient
         self.code = 128 + number
         if at_once:
             raise SystemExit(self.code)
-        print("\nstopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print("\nstopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
 
     def __enter__(self) -> None:
         self.patient = True
@@ -480,16 +503,18 @@ def main(cfg: Train) -> None:
         # torchrun starts all processes again with the same words after one was lost, which means: go on. Only the
         # machine that lost it counts a restart. A run with other settings in the folder is not the one that was lost.
         again = distributed.any_of(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
-        folder = run_folder(cfg.folder, cfg.tasks)
-        if again and not cfg.resume and (folder / "config.json").is_file():
-            if checkpoint.read_config(folder) == checkpoint.as_stored(asdict(cfg)):
-                cfg = parse(["--resume", str(folder), "--tasks", cfg.tasks])
-        run(cfg, world, interruption)
+        cfg = replace(cfg, folder=cfg.folder or run_folder(cfg.tasks))
+        if again and not cfg.resume and checkpoint.is_run(cfg.folder):
+            if checkpoint.read_config(cfg.folder) == checkpoint.as_stored(asdict(cfg)):
+                cfg = parse(["--resume", str(cfg.folder), "--tasks", cfg.tasks])
+        claim = checkpoint.claim(cfg.folder, bool(cfg.resume), cfg.overwrite) if world.rank == 0 else nullcontext()
+        with claim:
+            distributed.gather(None)  # the folder is in order
+            run(cfg, world, interruption)
     except FloatingPointError as error:
-        folder = run_folder(cfg.folder, cfg.tasks)
         raise RuntimeError(
-            f"{error} is not finite: the step was not taken, the last checkpoint in {folder} is kept. Lower --lr or "
-            "--grad-clip"
+            f"{error} is not finite: the step was not taken, the last checkpoint in {cfg.folder} is kept. Lower --lr "
+            "or --grad-clip"
         ) from error
     finally:
         distributed.leave()
@@ -498,15 +523,12 @@ def main(cfg: Train) -> None:
 
 def run(cfg: Train, world: World, interruption: Interruption) -> None:
     # ---- check everything before the first minute of work
-    tasks = envs.select(cfg.tasks)
-    folder = run_folder(cfg.folder, cfg.tasks)
+    tasks, folder = envs.select(cfg.tasks), cfg.folder
     speaks = world.rank == 0
     check(cfg, tasks, world)
     envs.require_real_assets(cfg.require_real_assets)
     device = evaluation.pick_device(cfg.device)
     workers = cfg.workers or max(1, machine.cores() // world.local_size)
-    if not cfg.resume and speaks:
-        checkpoint.require_empty(folder, cfg.overwrite)
     seeds = np.random.SeedSequence([cfg.seed, world.rank]).generate_state(2)
     own = checkpoint.Own(
         torch.Generator().manual_seed(int(seeds[0])), torch.Generator(device=device).manual_seed(int(seeds[1]))
@@ -515,8 +537,11 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
     agent, state = resumed or (create_agent(cfg, tasks, device), checkpoint.State(phase="pretrain"))
     if agent.tasks != tuple(tasks):
         raise ValueError(f"the newest checkpoint in {folder} is of other tasks than its config.json")
-    paths = demo_files(cfg, tasks)
-    files = {name: demo_format.load(path, name) for name, path in paths.items() if path.is_file()}
+    if resumed:  # what was made since must not change the run
+        files, moved = checkpoint.find_demos(folder, state.demos, demo_folder(cfg))
+    else:
+        paths = demo_files(cfg, tasks)
+        files = {name: demo_format.load(path, name) for name, path in paths.items() if path.is_file()}
     evaluation.share_cores(agent.cfg.size)
 
     # ---- say what will happen
@@ -526,12 +551,15 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
         together = f", {world.size} processes" if world.size > 1 else ""
         size = newt.wm.num_params(agent.params) / 1e6
         print(f"{len(tasks)} tasks, {n} environments, {size:.1f}M parameters, {device}{together}")
-        for name, value in {**asdict(cfg), **asdict(agent.cfg)}.items():
-            if name != "agent":
+        print(f"settings: {cfg.why}" if cfg.why else "settings:")
+        for name, value in {**asdict(cfg), **asdict(agent.cfg), "device": device, "workers": workers}.items():
+            if name not in ("agent", "why"):
                 print(f"  {name:20} {value}")
         print(f"acting and learning online will take about {describe(hours)} here; everything is written to {folder}/")
-        if cfg.preset == "auto" and device.type != "cuda" and len(tasks) > 20:
-            full = fit(replace(PRESETS["published"], tasks=cfg.tasks), PRESETS["published"])
+        if resumed and moved:
+            print(moved)
+        if cfg.preset == "laptop" and device.type != "cuda" and len(tasks) > 20:
+            full = fit(replace(PUBLISHED, tasks=cfg.tasks), PUBLISHED)
             weeks = describe(estimate(create_agent(full, tasks, device), full))
             print(f"(preset laptop; the published preset would take about {weeks} here: use a GPU for that)")
 
@@ -542,12 +570,7 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
             experts.make_all(here, cfg.demo_episodes, demo_folder(cfg), cfg.seed, cfg.workers or None)
         distributed.gather(None)
         files |= {name: demo_format.load(paths[name], name) for name in here if paths[name].is_file()}
-    if resumed:  # what was made since must not change the run
-        files = {name: file for name, file in files.items() if name in state.demos}
-    shown = {name: file.ret[: cfg.demo_episodes].tolist() for name, file in files.items()}
-    if resumed and shown != state.demos:
-        raise ValueError(f"{folder} began with other demonstrations than those in {demo_folder(cfg)}/")
-    state.demos = shown
+        state.demos = {name: file.ret[: cfg.demo_episodes].tolist() for name, file in files.items()}
     without = [name for name in tasks if name not in files]
     if files and without and speaks:
         print(f"no demonstrations of {', '.join(without)}: online only (`python demos.py make --tasks ...` makes some)")
@@ -555,7 +578,7 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
         raise ValueError(f"{len(files)} tasks with demonstrations can't be shared out among {world.size} processes")
     cost = [STEP_MS.get(envs.TASKS[name].domain, 1.0) + DECISION_MS for name in tasks]
     mine = distributed.share_out(tasks, list(files), cost, world.size)[world.rank]
-    files = {name: file for name, file in files.items() if name in mine}
+    every, files = files, {name: file for name, file in files.items() if name in mine}
     longest = max(envs.TASKS[name].episode_length for name in tasks)
     online = Buffer(cfg.buffer_steps // world.size, agent.cfg.obs_dim, agent.cfg.action_dim)
     demo = None
@@ -566,14 +589,12 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
     if resumed:
         checkpoint.load_buffer(folder, online, own, world, len(tasks))
     else:
-        if speaks:
-            checkpoint.start(folder, asdict(replace(cfg, resume=None)))
-        distributed.gather(None)
         fill(online, files, tasks, cfg.demo_episodes)
+        checkpoint.begin(folder, asdict(cfg), paths, every, agent, state, own, online, world)
     clipped: set[str] = set()  # tasks that were warned of
     log, clock = Log(folder, state.log_size, state.vector_step * n, world), Clock()
     if resumed and speaks:  # the next --resume, without words, must not end where this run was first to end
-        checkpoint.write_config(folder, {**checkpoint.read_config(folder), "steps": cfg.steps})
+        checkpoint.set_steps(folder, cfg.steps)
 
     def learn(phase: newt.Phase) -> dict:
         source = (demo, online) if phase == "online" else (demo, None)
@@ -618,13 +639,12 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
             save(name)
             if speaks:
                 named = f" --tasks {cfg.tasks}" if ":" in cfg.tasks else ""
-                print(f"stopped; go on with: python train.py --resume {folder}{named}", file=sys.stderr)
+                with suppress(OSError):  # the terminal may be gone
+                    print(f"stopped; go on with: python train.py --resume {folder}{named}", file=sys.stderr)
             raise SystemExit(interruption.code or 1)
 
     # ---- pretraining. A checkpoint always comes before the evaluation of the same agent: a run that is killed while
     # evaluating, which may take longer than training, does that again and nothing else.
-    if state.phase == "pretrain":
-        save(f"pretrain-{state.updates}")
     if "random" not in state.results:
         state.results["random"] = measure("random", cfg.final_episodes, "random policy")
     if state.phase == "pretrain" and demo is not None:

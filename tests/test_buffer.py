@@ -660,6 +660,31 @@ def test_damaged_and_foreign_files(tmp_path):
     assert restored(ring, folder, 0, 8).total_episodes == 8
 
 
+def test_files_that_moved_are_continued(tmp_path):
+    ring = full_of_nan(60)
+    grow([ring], 3)
+    ring.save(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    ring.moved(tmp_path / "b")
+    grow([ring], 2)
+    ring.save(tmp_path / "b")
+    same(ring, restored(ring, tmp_path / "b", ring.first_episode, ring.total_episodes))
+
+
+def test_files_that_were_cut_short_go(tmp_path):
+    """Of a program that was killed while writing one; each has a name of its own."""
+    ring = full_of_nan(60)
+    grow([ring], 3)
+    ring.save(tmp_path)
+    for name in ("episodes-000000003-000000005.safetensors.0123456789abcdef0123456789abcdef.tmp", ".tmpAbC123"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+    grow([ring], 2)
+    ring.save(tmp_path)
+    assert all(name.endswith((".safetensors", "notes.txt")) for name in map(str, tmp_path.iterdir()))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_save_overwrites_no_other_ring(tmp_path):
     ring, other = full_of_nan(60), full_of_nan(60)
     grow([ring], 6)

@@ -444,6 +444,23 @@ def test_failed_write_leaves_the_old_file_and_no_other(path, demo, tmp_path, mon
         assert list(tmp_path.iterdir()) == [target] and target.read_bytes() == before
 
 
+def test_four_programs_write_one_file(path, demo, tmp_path):
+    """Each time it is a whole file of one of them, which others may read as umask says; nothing else is left."""
+    program = (
+        "import sys, demo_format; from pathlib import Path; path = Path(sys.argv[2])\n"
+        f"demo = demo_format.load(Path(sys.argv[1]), {TASK!r})\n"
+        "for _ in range(60): demo_format.save(path, demo); demo_format.load(path, demo.meta['task'])"
+    )
+    words = [sys.executable, "-c", program, str(path), str(tmp_path / path.name)]
+    started = [subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for process in started:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    (tmp_path / "plain").touch()
+    assert set(names(tmp_path)) == {"plain", path.name}
+    assert (tmp_path / path.name).stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 @pytest.mark.parametrize("words", [["--source", "script", "--seed", "1"], []], ids=["script", "recording"])
 def test_kill_9_and_again_makes_nothing_twice(tmp_path, words):
     """Killed with all its processes after every few attempts; at the end the file is that of an undisturbed run."""

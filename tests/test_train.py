@@ -97,6 +97,9 @@ def test_files_of_a_run(finished):
 def test_prints_settings_and_table(finished):
     _, done = finished
     assert "num_samples          16" in done.stdout and "seed_episodes        1" in done.stdout
+    assert "settings: preset laptop (as asked), demonstrations\n" in done.stdout
+    for name, value in (("preset", "laptop"), ("folder", "whole"), ("device", "cpu"), ("workers", "1")):
+        assert f"  {name:20} {value}\n" in done.stdout
     table = done.stdout[done.stdout.index("score (0 to 1)") :].splitlines()
     assert table[1].split() == ["task", *["random", "pretrained", "online"] * 2]
     assert table[2].split()[0] == "mw-reach" and len(table[2].split()) == 7
@@ -245,6 +248,52 @@ def test_own_tasks_end_to_end(tmp_path):
     assert batch.terminated[:, batch.task == 0].any() and not batch.terminated[:, batch.task == 1].any()
 
 
+@pytest.mark.parametrize("words, name, why", [
+    ("", "LAPTOP", "preset laptop (no CUDA GPU), demonstrations"),
+    ("--tasks walker-walk", "FROM_SCRATCH", "from-scratch form: neither demonstrations nor --ckpt"),
+    ("--tasks walker-walk,cheetah-run --preset laptop", "FROM_SCRATCH", "preset laptop (as asked), its from-scratch"),
+    ("--demos none", "FROM_SCRATCH", "from-scratch form"),
+    ("--tasks walker-walk,mw-reach", "LAPTOP", "demonstrations"),
+    ("--tasks walker-walk --demos shown", "LAPTOP", "demonstrations"),
+    ("--tasks walker-walk --ckpt some.safetensors", "LAPTOP", "--ckpt"),
+    ("--tasks mw-reach --demos none --ckpt some.safetensors --preset auto", "LAPTOP", "(no CUDA GPU), --ckpt"),
+    ("--preset published", "PUBLISHED", "preset published (as asked), demonstrations"),
+    ("--preset published --demos none", "PUBLISHED", "no demonstrations"),
+    ("--preset published --demos none --tasks walker-walk", "SINGLE", "its single-task form: one task, no demonstr"),
+    ("--preset=published --tasks=mw-reach", "SINGLE", "one task, demonstrations"),
+])  # fmt: skip
+def test_settings_follow_from_what_there_is(words, name, why, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(train, "made_here", lambda cfg, task: cfg.demos == "auto" and task.startswith("mw-"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shown").mkdir()
+    (tmp_path / "shown" / "walker-walk.safetensors").touch()
+    cfg, default = train.parse(words.split()), getattr(train, name)
+    given = {"tasks": cfg.tasks, "demos": cfg.demos, "ckpt": cfg.ckpt}
+    assert cfg == replace(default, **given) and why in cfg.why and cfg.preset in ("laptop", "published")
+    assert cfg.demos == "none" or name != "FROM_SCRATCH"
+    assert train.parse([*words.split(), "--utd", "0.25", "--std-min", "0.07"]).utd == 0.25  # a user's word counts
+
+
+def test_settings_by_definition():
+    """From scratch: wider search, twice the updates, to the end. Published for one task: size B, ten environments, and
+    a pull to the policy that ends within the run."""
+    scratch, single = train.FROM_SCRATCH, train.SINGLE
+    assert (scratch.utd, scratch.lr_end, scratch.agent.std_min) == (1.0, 1.0, 0.1)
+    assert (single.agent.size, single.envs_per_task) == ("B", 10)
+    ends = single.agent.constraint_start + single.agent.constraint_duration
+    assert 0 < ends < single.steps * single.envs_per_task / 2
+    assert replace(single, envs_per_task=1, agent=newt.Config()) == train.PUBLISHED
+
+
+def test_names_of_run_folders():
+    """One folder below runs/, with a name that every system takes."""
+    names = ["all", "a,b", "gym:Pendulum-v1", "gym:my_envs:lab/Reach-v0", "my_robot:make_reach", "../x", "a" * 300]
+    folders = [train.run_folder(name) for name in names]
+    assert len(set(folders)) == len(names) and train.run_folder(train.STARTER) == Path("runs/starter")
+    assert all(str(folder.parent) == "runs" and not set(folder.name) & set('/\\:*?"<>|') for folder in folders)
+
+
 def test_published_numbers():
     """The schedule of the paper for 200 tasks: 100M steps, 0.075 updates per step, evaluation every 20 * 500 steps."""
     cfg = train.PRESETS["published"]
@@ -270,7 +319,7 @@ def files(finished, tmp_path_factory) -> Path:
     (folder / "text.safetensors").write_bytes(b"not a checkpoint at all")
     save_file({"x": torch.zeros(1)}, folder / "foreign.safetensors")
     (folder / "old").mkdir()
-    (folder / "old" / "config.json").write_text("{}")
+    (folder / "old" / "config.json").write_text(json.dumps({checkpoint.MARK: {}}))
     for name, content in (
         ("junk", b"precious"),
         ("cut", (finished[0] / "demos" / "mw-reach.safetensors").read_bytes()),
@@ -279,6 +328,11 @@ def files(finished, tmp_path_factory) -> Path:
         (folder / name / "mw-reach.safetensors").write_bytes(content[:-1])
     (folder / "swapped").mkdir()
     (folder / "swapped" / "mw-push.safetensors").write_bytes(content)
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "model" / "thesis.tex").write_text("precious")
+    shutil.copytree(finished[0] / "whole", folder / "gone", ignore=shutil.ignore_patterns("checkpoints"))
+    (folder / "gone" / "notes.txt").write_text("precious")
     (folder / "mine").mkdir()
     (folder / "mine" / "thesis.tex").write_text("precious")
     return folder
@@ -302,6 +356,10 @@ BAD = {
     "foreign": ("--ckpt foreign.safetensors", "not a Newt checkpoint"),
     "run exists": ("--folder old", "--resume old continues it"),
     "not a run": ("--folder mine --overwrite", "not a run"),
+    "another program's": ("--folder model --overwrite", "not a run"),
+    "another program's, to resume": ("--resume model", "written by another program"),
+    "a file": ("--folder good.safetensors --overwrite", "good.safetensors is a file"),
+    "no checkpoints": ("--resume gone", "its checkpoints are gone"),
     "nothing to resume": ("--resume mine", "no run to resume"),
     "foreign run": ("--resume old", "another version"),
     "no demonstrations": ("--tasks mw-reach,mw-push --demos good_intentions", "mw-reach, mw-push"),
@@ -398,12 +456,12 @@ def test_resume_does_not_change_settings(finished, monkeypatch, capsys):
 
 
 def test_resume_remembers_more_steps(finished, tmp_path, monkeypatch):
-    """A run that is continued for longer, and stopped again, goes on to where it was told to go."""
+    """A run that is continued for longer, and stopped again, goes on to where it was told to go; from anywhere."""
     shutil.copytree(finished[0] / "whole", tmp_path / "whole")
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(finished[0] / "demos", tmp_path / "demos")
-    train.main(train.parse(["--resume", "whole", "--steps", "330"]))
-    assert train.parse(["--resume", "whole"]).steps == 330
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    train.main(train.parse(["--resume", "../whole", "--steps", "330"]))
+    assert train.parse(["--resume", "../whole"]).steps == 330
     assert [path.name for path in checkpoint.complete(tmp_path / "whole")] == ["320", "330"]
 
 
@@ -427,10 +485,9 @@ def test_two_programs_never_work_in_one_folder(finished, tmp_path, monkeypatch, 
     shutil.copytree(finished[0] / "whole", tmp_path / "whole")
     shutil.copytree(finished[0] / "demos", tmp_path / "demos")
     monkeypatch.chdir(tmp_path)
-    hold = (
-        "import checkpoint, sys, time; f = open('whole/metrics.jsonl', 'ab'); checkpoint.claim(f); print(flush=True);"
-    )
-    other = subprocess.Popen([sys.executable, "-c", hold + "time.sleep(100)"], stdout=subprocess.PIPE,
+    hold = "import checkpoint, pathlib, time\nwith checkpoint.claim(pathlib.Path('whole'), resume=True):\n"
+    hold += " print(flush=True)\n time.sleep(100)"
+    other = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE,
                              env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     other.stdout.readline()
     kept = snapshot(tmp_path / "whole")
@@ -587,6 +644,29 @@ def test_signals_write_a_checkpoint(number, moment, tmp_path):
         assert resumable(run, tmp_path, "--steps", str(state.vector_step + 50))
     else:
         assert state.updates > 4
+
+
+def test_a_closed_terminal_asks_for_a_checkpoint(monkeypatch):
+    """As SIGTERM does, though nothing can be printed any more; but not under nohup."""
+    if not hasattr(signal, "SIGHUP"):
+        return  # Windows
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        interruption = train.Interruption()
+        monkeypatch.setattr("builtins.print", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "no terminal")))
+        with interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interruption.code == 129
+            with pytest.raises(SystemExit):
+                os.kill(os.getpid(), signal.SIGHUP)
+                time.sleep(1)
+        interruption.restore()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        interruption = train.Interruption()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        interruption.restore()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_full_disk(tmp_path):

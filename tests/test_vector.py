@@ -19,7 +19,7 @@ import torch
 
 import envs
 from buffer import Buffer, Collector
-from envs.vector import STEP_MS, Step, VectorEnv, episode_seed, share_out
+from envs.vector import STEP_MS, Step, VectorEnv, _hidden_from_signals, episode_seed, share_out
 
 ROOT = Path(envs.__path__[0]).parent
 
@@ -495,6 +495,18 @@ def ctrl_c_on():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def test_workers_get_no_signal_that_the_parent_answers(monkeypatch):
+    """Also none of a closed terminal. Windows has neither that nor masks."""
+    if hasattr(signal, "pthread_sigmask"):
+        with _hidden_from_signals():
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} <= blocked
+    for name in ("pthread_sigmask", "SIGHUP", "SIG_BLOCK"):
+        monkeypatch.delattr(signal, name, raising=False)
+    with _hidden_from_signals():
+        pass
 
 
 def test_after_ctrl_c_no_answer_belongs_to_another_question(ctrl_c_on):
