@@ -2,16 +2,18 @@
 
     action = W [1, sin phase, cos phase, sin 2 phase, cos 2 phase, what the body feels]     phase = 2 pi hz t
 
-An episode costs about as much as its steps, is smooth, and is nearly a function of the observation: far better to
-imitate than plans. W and hz of each task are in gaits.safetensors, a few kB, and come from here:
+An episode costs little more than its steps, and what is done is nearly a function of what is observed. W and hz are in
+gaits.safetensors, a few kB, and come from here:
 
-    python -m envs.gaits og-ant          search anew: prints the best return so far, writes gaits.safetensors
+    python -m envs.gaits og-ant og-ant-mazes jumper-jump    # anew: minutes each, the same numbers on the same machine
 
-search     separable CMA-ES over W and log hz; the value of a candidate is its mean return over a few starts
+search     separable CMA-ES over W and log hz; the value of a candidate is its return in a few starts
 planar     feels its observation
-ant        feels tilt, height, velocities, joints, and how far it is turned from its way (`way`). It looks the same
+ant        OGBench's; feels tilt, height, velocities, joints, and how far it is turned from its way. It looks the same
            after a quarter turn, so the four ways to walk are one: the legs swap their roles. And it looks the same in
            a mirror: the right legs do what the left ones would half a period later
+mazes      the way is that to the next cell, antball: that round the ball, then through it to the marker. Once what has
+           to be there is there, the ant lies down
 
 Source: an open-loop baseline for locomotion (arXiv 2310.05808), linear policies (arXiv 1803.07055), separable CMA-ES
 (Ros and Hansen 2008).
@@ -47,32 +49,21 @@ class Gait(NamedTuple):
     width: int = 20  # candidates per round
     task: str = ""  # in which it is searched, if not the one of its own name
     hold: int = 1  # ... where each action is held for that many steps
-    keep: int = 0  # > 0: the result is the best candidate of all, each round's best being judged by that many episodes;
-    # 0: the middle of the last round. Two good ways to jump have none between them.
+    # 0: the result is the middle of the last round. More: the best candidate of all, each round's best being judged by
+    # that many whole episodes; two good ways to jump have none between them.
+    keep: int = 0
 
 
 GAITS = {
     "og-ant": Gait(1.25, 54, starts=1),
     "og-ant-mazes": Gait(0, 40, steps=100, starts=1, sigma=0.15, start="og-ant", task="og-ant", hold=2),
-    "mujoco-halfcheetah": Gait(3, 200, steps=200),
-    "mujoco-hopper": Gait(2, 150, steps=200),
-    "mujoco-walker": Gait(2, 150, steps=200),
-    "mujoco-ant": Gait(2, 100, steps=150, starts=1),
-    "walker-run": Gait(2, 150, steps=200),
-    "walker-run-backward": Gait(2, 150, steps=200),
-    "giraffe-run": Gait(3, 150, steps=200),
-    "cheetah-run-front": Gait(3, 150, steps=200),
-    "cheetah-run-back": Gait(3, 150, steps=200),
-    "cheetah-jump": Gait(1, 150, steps=200),
     "jumper-jump": Gait(1, 60, starts=1, keep=3),
-    "spinner-spin": Gait(1, 150, steps=200),
-    "hopper-hop": Gait(2, 150, steps=200),
-    "hopper-hop-backward": Gait(2, 150, steps=200),
 }
 # Which gait plays a task: those whose episodes are accepted (experts.py) and better than what planning gets.
 TASKS = {
     "og-ant": "og-ant",
     "og-antball": "og-ant",
+    "jumper-jump": "jumper-jump",
 } | dict.fromkeys([f"og-ant-{maze}" for maze in MAZES], "og-ant-mazes")
 
 
@@ -111,7 +102,7 @@ class Ant:
         self._env, self._side = env, 0
 
     def feel(self, obs) -> np.ndarray:
-        data = (self._env._body if hasattr(self._env, "_body") else self._env._env).data
+        data = self._env._body.data
         (w, x, y, z), (vx, vy, vz), spin = data.qpos[3:7], data.qvel[:3], data.qvel[3:6]
         joints, speeds = data.qpos[7:15].reshape(4, 2), data.qvel[6:14].reshape(4, 2)
         way = WAYS[self._env.name](self._env)
@@ -171,13 +162,12 @@ def dribble(env) -> np.ndarray:
 WAYS = {  # ant -> where to from here, in metres, (2,)
     "og-ant": lambda env: env._goal,
     "og-antball": dribble,
-    "mujoco-ant": lambda env: np.array([1.0, 0.0]),
 } | dict.fromkeys([f"og-ant-{maze}" for maze in MAZES], lambda env: env.waypoint() - env._body.get_xy())
 NEAR = 0.35  # metres
 
 
 def there(env) -> bool:
-    """Is what has to be at a marker near it? Then the ant lies down."""
+    """Is what has to be at the marker near it?"""
     if env.name == "og-antball":
         return env._distances()[0] < NEAR
     return hasattr(env, "waypoint") and np.linalg.norm(env._body.get_xy() - env._goal) < NEAR
@@ -212,8 +202,6 @@ def seconds(env) -> float:
     task = envs.TASKS[env.name]
     if task.domain == "ogbench":
         return 0.1 * task.action_repeat
-    if task.domain == "mujoco":
-        return env._env.dt * task.action_repeat
     return env._env.control_timestep() * task.action_repeat
 
 

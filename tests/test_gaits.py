@@ -3,6 +3,9 @@
 Run: pytest tests/test_gaits.py
 """
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -85,6 +88,11 @@ def test_maze_is_found_through():
     assert env._succeeds()
 
 
+def test_jumper_jumps():
+    env, _ = played("jumper-jump", 200)
+    assert env._return > 60  # of 400; at rest it gets next to nothing
+
+
 def test_same_number_same_actions():
     one, other = (played("og-antball", 30)[1] for _ in range(2))
     np.testing.assert_array_equal(one, other)
@@ -106,3 +114,21 @@ def test_search_finds_the_best_of_a_toy():
             break
     values = [value(mean, 0) for mean in means]
     assert values[149] > -1e-3 and values[49] > values[0] / 2
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_search_is_repeatable(keep, monkeypatch):
+    """One gait per round, with the numbers of the round before it, were it stopped there."""
+    monkeypatch.setitem(gaits.GAITS, "jumper-jump", gaits.Gait(1, 3, steps=10, starts=1, width=4, keep=keep))
+    one, other = (list(gaits.search("jumper-jump", {})) for _ in range(2))
+    assert len(one) == 3
+    for a, b in zip(one, other, strict=True):
+        assert set(a) == {"jumper-jump", "jumper-jump.hz"}
+        assert all((a[name] == b[name]).all() for name in a)
+    assert keep or (one[0]["jumper-jump"] != one[2]["jumper-jump"]).any()
+
+
+def test_command_asks_for_a_known_gait():
+    for names, words in (([], "which gait?"), (["og-ant", "og-aunt"], "no gait is called og-aunt")):
+        done = subprocess.run([sys.executable, "-m", "envs.gaits", *names], capture_output=True, text=True)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and words in done.stderr
