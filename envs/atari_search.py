@@ -56,14 +56,17 @@ class Hold(NamedTuple):
     ram: np.ndarray
 
 
+QUICK = Search(hold=2, branches=10, horizon=60)  # where four steps are too long to react
 SETTINGS = {  # where the default isn't enough, or reward is far away
     "asterix": Search(branches=24),
     "double-dunk": Search(branches=16, horizon=120, repeat=3.0, novel=0.02, discount=0.995, calm=0.005),
+    "gopher": QUICK,
     "kangaroo": Search(horizon=128, repeat=5.0, life=3.0, toward=1500.0, calm=0.01),
     "krull": Search(life=2.0),
-    "pong": Search(hold=2, branches=8, horizon=60),
+    "pong": QUICK,
     "robotank": Search(branches=10, horizon=120, life=2.0, discount=0.995),
-    "seaquest": Search(hold=2, branches=10, horizon=60),
+    "seaquest": QUICK,
+    "tutankham": QUICK,
 }
 
 
