@@ -130,9 +130,9 @@ def test_the_kangaroo_is_drawn_up_the_ladders(monkeypatch):
 
 
 def test_the_settings_are_part_of_where_a_demonstration_comes_from(monkeypatch):
-    before = experts.provenance("atari-pong", "search", 0, None)["settings"]
+    before = experts.settings_of("atari-pong", "search")
     monkeypatch.setitem(atari_search.SETTINGS, "pong", Search(branches=3))
-    assert experts.provenance("atari-pong", "search", 0, None)["settings"] == repr(Search(branches=3)) != before
+    assert experts.settings_of("atari-pong", "search") == repr(Search(branches=3)) != before
 
 
 # ---- a calm hand ----
