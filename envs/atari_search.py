@@ -61,7 +61,7 @@ SETTINGS = {  # where the default isn't enough, or reward is far away
     "asterix": Search(branches=24),
     "double-dunk": Search(branches=16, horizon=120, repeat=3.0, novel=0.02, discount=0.995, calm=0.005),
     "gopher": QUICK,
-    "kangaroo": Search(horizon=128, repeat=5.0, life=3.0, toward=1500.0, calm=0.01),
+    "kangaroo": Search(branches=14, horizon=128, repeat=4.0, life=1.0, toward=3000.0, calm=0.01),
     "krull": Search(life=2.0),
     "pong": QUICK,
     "robotank": Search(branches=10, horizon=120, life=2.0, discount=0.995),
