@@ -144,6 +144,15 @@ def test_episodes_of_own_tasks_end_when_they_end(own):
         np.testing.assert_array_equal(played[name], [want] * 3)
 
 
+def test_what_is_not_defined_is_null_in_json(own, tmp_path, capsys):
+    agent_file.save(tmp_path / "a.safetensors", own)
+    cfg = evaluation.Eval(tmp_path / "a.safetensors", OWN[3], 2, planner="off", json=tmp_path / "a.json", workers=1)
+    evaluation.main(cfg)
+    report = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert report["tasks"] == {OWN[3]: [{"ret": 4, "success": None, "score": None, "length": 4}] * 2}
+    assert re.search(r"^my_envs:quiet +4\.0 ±   0\.0 +- +- +4\.0 ±  0\.0$", capsys.readouterr().out, re.M)
+
+
 def test_what_is_not_defined_is_shown_as_such():
     results = {OWN[2]: [Episode(10, 1, 1, 7), Episode(30, 0, 0, 9)], OWN[3]: [Episode(5, np.nan, np.nan, 4)] * 2,
                "mw-reach": [Episode(3, 1, 1, 100)] * 2}  # fmt: skip

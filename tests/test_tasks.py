@@ -5,6 +5,8 @@ Run: pytest tests/test_tasks.py            one task of each suite
 """
 
 import json
+import queue
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from envs.browse import check_task, picture
+from envs.browse import check_task, picture, time_suite
 
 ONE_EACH = [
     "cartpole-balance",
@@ -316,6 +318,12 @@ def test_custom_scores(forget):
     env.reset()
     env._env.unwrapped.step = lambda action: (np.zeros(3), 0, False, False, {"success": np.nan})
     assert np.isnan(env.step(np.zeros(1, np.float32))[4]["success"])  # not a 1
+
+
+def test_custom_tasks_are_timed_beyond_their_ends(forget):
+    lines = queue.Queue()
+    time_suite(["my_envs:dies"], 20, lines)
+    assert re.match(r"my_envs:dies +\d+ /s ", lines.get())
 
 
 def test_custom_names_of_files(forget):
