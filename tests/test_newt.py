@@ -67,20 +67,6 @@ def test_consistency_moves_the_prediction_only():
     assert predicted.grad.abs().min() > 0 and target.grad is None
 
 
-def test_nothing_is_worth_anything_after_a_termination():
-    """There the target is the reward, whatever Q says: the discount no longer matters."""
-    for terminated in (0.0, 1.0):
-        losses, a, data = [], agent(), batch()
-        for part in ("q", "q_target"):  # fresh ones say 0 to everything
-            a.params[f"{part}.2.bias"].data += torch.arange(101) / 20
-        noise = newt.draw_update_noise(3, 16, 4, 2, torch.Generator().manual_seed(1))
-        data, task = data._replace(terminated=torch.full((3, 16), terminated)), newt.Task(a.emb, a.mask, data.task)
-        with torch.no_grad():
-            for discount in (0.5, 0.9):
-                losses.append(newt.model_loss(CFG, a.params, data, task, torch.full((16,), discount), noise, "online"))
-        assert (losses[0][0] == losses[1][0]) == bool(terminated)
-
-
 def test_target_follows_slowly():
     a = agent()
     before = copy(a.params)
