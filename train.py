@@ -11,7 +11,7 @@
 updates while the simulators step. A run folder holds config.json, metrics.jsonl (one line per event), TensorBoard
 events, curves.png, videos/, agent.safetensors (newest weights) and checkpoints/. A checkpoint is complete or absent,
 and the environments start afresh at each one, in an uninterrupted run too: that is what makes resuming exact.
-Ctrl-C and SIGTERM write a checkpoint first; such a run goes on from there, with its unfinished episodes dropped.
+Ctrl-C, SIGTERM and SIGHUP write a checkpoint first; such a run goes on from there, its unfinished episodes dropped.
 Every process of a distributed run comes through here; only rank 0 prints, logs and draws.
 Steps are agent steps. "step" in every file counts them over all environments, as published.
 Test: pytest tests/test_train.py
