@@ -106,7 +106,19 @@ def _stored(folder: Path) -> dict:
         raise ValueError(f"{path} is damaged: {error!s:.200}") from error
     if not isinstance(stored, dict) or not (isinstance(stored.get(MARK), dict) or _before_marks(stored)):
         raise ValueError(f"{path} was written by another program")
+    if MARK in stored and not _sound(stored[MARK]):
+        raise ValueError(f"{path} is damaged: what it holds under {MARK!r} is no folder with demonstrations")
     return stored
+
+
+def _sound(mark: dict) -> bool:
+    """Whether this is what `begin` writes: {"folder": word, "demos": {task: {"file": word, "seeds": numbers}}}."""
+    demos = mark.get("demos")
+    rows = list(demos.values()) if isinstance(demos, dict) else [None]
+    words = [mark.get("folder"), *(row.get("file") for row in rows if isinstance(row, dict))]
+    seeds = [row.get("seeds") for row in rows if isinstance(row, dict)]
+    whole = len(seeds) == len(rows) and all(isinstance(word, str) and 0 < len(word) < 1000 for word in words)
+    return whole and all(isinstance(x, list) and all(type(seed) is int for seed in x) for x in seeds)
 
 
 def _before_marks(stored: dict) -> bool:
@@ -308,6 +320,8 @@ def find_demos(folder: Path, returns: dict[str, list[float]], nearby: Path) -> t
             raise FileNotFoundError(f"{folder} began with demonstrations of {task} that are gone; looked for {looked}")
         demo = demo_format.load(path, task)
         seeds, chosen = known["seeds"] if known else [None] * len(wanted), []
+        if len(seeds) != len(wanted):
+            raise ValueError(f"{folder} is damaged: its settings and its checkpoint differ in episodes of {task}")
         for ret, seed in zip(wanted, seeds, strict=True):
             rest = (e for e in range(len(demo.ret)) if e not in chosen)
             found = next((e for e in rest if demo.ret[e] == ret and seed in (None, demo.seed[e])), None)
