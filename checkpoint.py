@@ -111,14 +111,19 @@ def _stored(folder: Path) -> dict:
     return stored
 
 
-def _sound(mark: dict) -> bool:
+def _sound(mark) -> bool:
     """Whether this is what `begin` writes: {"folder": word, "demos": {task: {"file": word, "seeds": numbers}}}."""
-    demos = mark.get("demos")
-    rows = list(demos.values()) if isinstance(demos, dict) else [None]
-    words = [mark.get("folder"), *(row.get("file") for row in rows if isinstance(row, dict))]
-    seeds = [row.get("seeds") for row in rows if isinstance(row, dict)]
-    whole = len(seeds) == len(rows) and all(isinstance(word, str) and 0 < len(word) < 1000 for word in words)
-    return whole and all(isinstance(x, list) and all(type(seed) is int for seed in x) for x in seeds)
+
+    def word(x) -> bool:
+        return isinstance(x, str) and 0 < len(x) < 1000
+
+    if not isinstance(mark, dict) or not word(mark.get("folder")) or not isinstance(mark.get("demos"), dict):
+        return False
+    rows = mark["demos"].values()
+    return all(
+        isinstance(row, dict) and word(row.get("file")) and isinstance(row.get("seeds"), list)
+        and all(type(seed) is int for seed in row["seeds"]) for row in rows
+    )  # fmt: skip
 
 
 def _before_marks(stored: dict) -> bool:
