@@ -369,13 +369,15 @@ def own_frame(name, **environ):
     """A film's first frame in a process of its own, without a display -> what it printed, and its stderr."""
     code = f"""
 import envs
-env = envs.make({name!r}, render_mode="rgb_array")
-env.reset(seed=0)
-try:
+
+def film():
+    env = envs.make({name!r}, render_mode="rgb_array")
+    env.reset(seed=0)
     frame = env.render()
+    env.close()
     print(frame.shape, frame.std() > 5)
-except RuntimeError as error:
-    print(error)
+
+film()
 """
     hidden = ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "SDL_VIDEODRIVER", "MUJOCO_GL")
     environ = {**{k: v for k, v in os.environ.items() if k not in hidden}, **environ, "PYTHONWARNINGS": "ignore"}
