@@ -22,24 +22,9 @@ from typing import Literal, NamedTuple
 
 import machine
 
-import numpy as np
-import psutil
-import torch
 import tyro
-from gymnasium.spaces import Box
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
-from gymnasium.wrappers import TransformAction, TransformObservation
 
-import envs
-import newt
-from buffer import Buffer, gigabytes, sample_mixed
-from envs.browse import time_suite
-from envs.vector import VectorEnv, episode_seed, light_spawn
-from eval import pick_device, run, share_cores
-from train import LAPTOP
-
-OBS_DIM, ACTION_DIM = newt.Config.obs_dim, newt.Config.action_dim  # the common shape of all tasks
-LEAST_FREE_GB = 3.0  # of main memory, or `bench.py vector` ends before the operating system kills what it likes
+import command
 
 
 @dataclass(frozen=True)
@@ -102,14 +87,41 @@ class OverlapBench:
 
     tasks: str = "all"
     """which ones"""
-    utd: float = LAPTOP.utd
-    """updates per environment step, counted over all environments"""
+    utd: float | None = None
+    """updates per environment step, counted over all environments; default: the preset's"""
     workers: int = 0
     """simulator processes; 0: one per core"""
     steps: int = 5
     """steps of all tasks in a turn"""
     turns: int = 4
     """of each way; the median over all their steps counts"""
+
+
+COMMANDS = {"": Bench, "envs": EnvBench, "vector": VectorBench, "overlap": OverlapBench}
+
+if __name__ == "__main__":
+    chosen = sys.argv[1] if sys.argv[1:] and sys.argv[1] in COMMANDS else ""
+    words, name = sys.argv[1 + bool(chosen) :], f"bench.py {chosen}".rstrip()
+    given = command.start(lambda: tyro.cli(COMMANDS[chosen], args=words, prog=name))
+
+# Only now what takes seconds to load: --help and wrong words are answered above.
+import numpy as np
+import psutil
+import torch
+from gymnasium.spaces import Box
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.wrappers import TransformAction, TransformObservation
+
+import envs
+import newt
+from buffer import Buffer, gigabytes, sample_mixed
+from envs.browse import time_suite
+from envs.vector import VectorEnv, episode_seed, light_spawn
+from eval import pick_device, share_cores
+from train import LAPTOP
+
+OBS_DIM, ACTION_DIM = newt.Config.obs_dim, newt.Config.action_dim  # the common shape of all tasks
+LEAST_FREE_GB = 3.0  # of main memory, or `bench.py vector` ends before the operating system kills what it likes
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
@@ -140,6 +152,8 @@ def filled(capacity: int, cfg: newt.Config, tasks: int, length: int = 500) -> Bu
 
 
 def main(cfg: Bench) -> None:
+    ranges = {"batch_size": (1, 10**6), "envs": (1, 4096), "workers": (0, 4096), "buffer_steps": (1024, 10**15)}
+    command.check_fields(cfg, ranges)
     names, device = envs.select(cfg.tasks), pick_device(cfg.device)
     share_cores(cfg.size)
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
@@ -174,6 +188,7 @@ def main(cfg: Bench) -> None:
 
 
 def main_envs(cfg: EnvBench) -> None:
+    command.check_fields(cfg, {"steps": (1, 10**6)})
     suites: dict[str, list[str]] = {}
     for name in envs.select(cfg.tasks):
         suites.setdefault(envs.TASKS[name].domain, []).append(name)
@@ -262,6 +277,9 @@ def memory_guard(advice: str):
 
 
 def main_vector(cfg: VectorBench) -> None:
+    command.check_fields(cfg, {"count": (0, 4096), "concurrency": (0, 4096), "steps": (1, 10**6), "turns": (1, 10**6)})
+    if not cfg.workers or min(cfg.workers) < 1:
+        raise ValueError(f"workers must be numbers of at least 1, got {cfg.workers}")
     names = envs.select(cfg.tasks)
     if not 0 <= cfg.count <= len(names):
         raise ValueError(f"count must be from 0 to {len(names)}, the number of tasks; got {cfg.count}")
@@ -318,6 +336,9 @@ def take_turns(cfg: VectorBench, names: list[str], usual: bool) -> None:
 
 
 def main_overlap(cfg: OverlapBench) -> None:
+    command.check_fields(cfg, {"workers": (0, 4096), "steps": (1, 10**6), "turns": (1, 10**6)})
+    if cfg.utd is not None and not 0 <= cfg.utd <= 1000:
+        raise ValueError(f"utd must be from 0 to 1000, got {cfg.utd}")
     names, a = envs.select(cfg.tasks), LAPTOP.agent
     n, rows = len(names), [envs.TASKS[name] for name in names]
     share_cores(a.size)
@@ -327,7 +348,7 @@ def main_overlap(cfg: OverlapBench) -> None:
         [row.discount for row in rows],
     )  # fmt: skip
     replay = filled(501 * max(n, 200), a, n)
-    task, each = torch.arange(n), max(1, round(cfg.utd * n))
+    task, each = torch.arange(n), max(1, round((LAPTOP.utd if cfg.utd is None else cfg.utd) * n))
     workers = cfg.workers or machine.cores()
     with VectorEnv(names, 0, workers, a.obs_dim, a.action_dim) as vector:
         obs, first, warm = vector.reset(), task >= 0, torch.zeros(n, a.horizon, a.action_dim)
@@ -375,15 +396,6 @@ def main_overlap(cfg: OverlapBench) -> None:
     print(f"{'ideal':34}{ideal:9.0f}{'':27}   {wall_0 / ideal:.2f} times as fast")
 
 
-COMMANDS = {
-    "envs": (main_envs, EnvBench),
-    "vector": (main_vector, VectorBench),
-    "overlap": (main_overlap, OverlapBench),
-}
-
 if __name__ == "__main__":
-    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
-        command, settings = COMMANDS[sys.argv[1]]
-        run(command, tyro.cli(settings, args=sys.argv[2:], prog=f"bench.py {sys.argv[1]}"))
-    else:
-        run(main, tyro.cli(Bench))
+    mains = {Bench: main, EnvBench: main_envs, VectorBench: main_vector, OverlapBench: main_overlap}
+    command.run(mains[type(given)], given)

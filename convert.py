@@ -43,9 +43,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import agent_file
+import command
 import demo_format
 import envs
-import eval as evaluation
 import newt
 import torch_file
 import world_model as wm
@@ -326,4 +326,4 @@ def main(cfg: Checkpoint | Demos) -> None:
 
 
 if __name__ == "__main__":
-    evaluation.run(main, tyro.cli(tyro.conf.OmitSubcommandPrefixes[Checkpoint | Demos]))
+    command.run(main, command.start(tyro.cli, tyro.conf.OmitSubcommandPrefixes[Checkpoint | Demos]))

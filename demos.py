@@ -11,7 +11,6 @@ Test: pytest tests/test_demos.py
 """
 
 import csv
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import machine  # noqa: F401  refuses a Python that lacks the packages below
 import numpy as np
 import tyro
 
+import command
 import envs
 import experts
 import recordings
@@ -120,15 +120,14 @@ class Pack:
 
 
 def main_pack(cfg: Pack) -> None:
+    command.try_folder(cfg.out)
     print("\n".join(recordings.pack(cfg.folder, cfg.out)))
 
 
 def main_make(cfg: Make) -> None:
+    ranges = {"episodes": (1, 10**6), "minutes_per_task": (0, 10**6), "seed": (0, 2**32 - 1), "workers": (0, 4096)}
+    command.check_fields(cfg, ranges)
     tasks = envs.select(cfg.tasks)
-    if cfg.episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {cfg.episodes}")
-    if cfg.minutes_per_task < 0:
-        raise ValueError(f"minutes_per_task must be at least 0, got {cfg.minutes_per_task}")
     if ":" not in cfg.source and cfg.source not in ("auto", *experts.SOURCES):
         raise ValueError(f"no source {cfg.source!r}: it is auto, {', '.join(experts.SOURCES)} or module:function")
     if (cfg.source == "agent") != (cfg.ckpt is not None):
@@ -145,6 +144,7 @@ def main_make(cfg: Make) -> None:
     if without:
         print(f"no source of demonstrations ({cfg.source}) for {', '.join(without)}")
     tasks = [task for task in tasks if task not in without]
+    command.try_folder(cfg.out)
     failed = experts.make_all(tasks, cfg.episodes, cfg.out, cfg.seed, cfg.workers or None, cfg.source, cfg.ckpt,
                               cfg.minutes_per_task)  # fmt: skip
     if failed:
@@ -153,9 +153,20 @@ def main_make(cfg: Make) -> None:
 
 
 def main_list(cfg: List) -> None:
+    if cfg.csv:
+        command.try_file(cfg.csv)
     rows = overview(cfg.folder)
     if not rows:
         raise FileNotFoundError(f"no demonstrations in {cfg.folder}")
+    have = {row["task"].rstrip("*") for row in rows if row["kept"]}
+    none = [name for name in envs.select("all") if name not in have]
+    if cfg.csv:
+        with open(cfg.csv, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+            for name in sorted(set(none) - {row["task"].rstrip("*") for row in rows}):  # every task has a line
+                writer.writerow({"task": name, "suite": envs.TASKS[name].domain, "kept": 0, "tried": 0})
     print(f"{'task':34}{'episodes':>9}{'return':>10}{'success':>9}{'score':>7}  {'source':8}{'tried':>6}{'CPU s':>7}")
     for row in rows:
         ends = f"{row['return']:10.1f}{row['success']:9.2f}{row['score']:7.2f}".replace("nan", "  -")  # undefined
@@ -169,16 +180,7 @@ def main_list(cfg: List) -> None:
             many = f"{suite:34}{len(kept):9}{sum(row['kept'] for row in kept):10}"
             print(many + f"{np.mean(score):9.2f}{sum(x >= 0.5 for x in score):7}  {np.median(cpu):.1f}, {max(cpu):.1f}"
                   .replace("nan", "  -"))  # fmt: skip
-    have = {row["task"].rstrip("*") for row in rows if row["kept"]}
-    none = [name for name in envs.select("all") if name not in have]
     print(f"{len(have)} tasks" + (f"; of the 200 training tasks none for {', '.join(none)}" if none else ""))
-    if cfg.csv:
-        with open(cfg.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-            for name in sorted(set(none) - {row["task"].rstrip("*") for row in rows}):  # every task has a line
-                writer.writerow({"task": name, "suite": envs.TASKS[name].domain, "kept": 0, "tried": 0})
 
 
 def main_play(cfg: Play) -> None:
@@ -186,8 +188,7 @@ def main_play(cfg: Play) -> None:
     demo = load(cfg.file, task)
     if not 0 <= cfg.episode < len(demo.ret):
         raise ValueError(f"{cfg.file} has episodes 0 to {len(demo.ret) - 1}, not {cfg.episode}")
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"cannot write {out}: there is no folder {out.parent}")
+    command.try_file(out)
     if demo.seed[cfg.episode] < 0:
         raise ValueError(f"{cfg.file} doesn't say from which start its actions go (converted files don't)")
     one = episode(demo, cfg.episode)
@@ -216,6 +217,7 @@ def replay(path: Path) -> str:
 
 
 def main_check(cfg: Check) -> None:
+    command.check_fields(cfg, {"workers": (0, 4096)})
     paths = sorted(cfg.folder.glob("*.safetensors"))
     if not paths:
         raise FileNotFoundError(f"no demonstrations in {cfg.folder}")
@@ -234,12 +236,8 @@ def main_check(cfg: Check) -> None:
 if __name__ == "__main__":
     import demos  # by its own name: worker processes import what they are asked to run
 
-    cfg = tyro.cli(tyro.conf.OmitSubcommandPrefixes[demos.Make | demos.List | demos.Play | demos.Check | demos.Pack])
     mains = {demos.Make: demos.main_make, demos.List: demos.main_list, demos.Play: demos.main_play}
-    try:
-        (mains | {demos.Check: demos.main_check, demos.Pack: demos.main_pack})[type(cfg)](cfg)
-    except (ValueError, ImportError, FileNotFoundError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    mains |= {demos.Check: demos.main_check, demos.Pack: demos.main_pack}
+    choice = demos.Make | demos.List | demos.Play | demos.Check | demos.Pack
+    given = command.start(tyro.cli, tyro.conf.OmitSubcommandPrefixes[choice])
+    command.run(mains[type(given)], given)

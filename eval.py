@@ -12,7 +12,6 @@ Test: pytest tests/test_eval.py
 import json
 import os
 import re
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +19,9 @@ from typing import Literal, NamedTuple
 
 import machine
 
-import numpy as np
-import torch
 import tyro
-from tqdm import tqdm
 
-import agent_file
-import envs
-import newt
-from envs.vector import VectorEnv
-
-Policy = Literal["planner", "policy", "random"]
-ENVS_AT_ONCE = 64  # environments held in memory and planned for together
+import command
 
 
 @dataclass(frozen=True)
@@ -61,6 +51,24 @@ class Eval:
 
 
 RANGES = {"episodes": (1, 10**6), "seed": (0, 2**32 - 1), "workers": (0, 4096)}
+
+
+if __name__ == "__main__":
+    given = command.start(tyro.cli, Eval)
+
+# Only now what takes seconds to load: --help and wrong words are answered above.
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import agent_file
+import envs
+import newt
+from command import run
+from envs.vector import VectorEnv
+
+Policy = Literal["planner", "policy", "random"]
+ENVS_AT_ONCE = 64  # environments held in memory and planned for together
 
 
 class Episode(NamedTuple):
@@ -115,7 +123,7 @@ def evaluate(
     generator = torch.Generator(device=agent.device).manual_seed(seed)
     random = np.random.default_rng(seed)
     total = sum(length * len(group) for length, group in groups.items()) * copies * rounds
-    with tqdm(total=total, desc=title, unit="step", unit_scale=True, leave=False) as bar:
+    with tqdm(total=total, desc=title, unit="step", unit_scale=True, leave=False, disable=None) as bar:
         for length, group in sorted(groups.items()):
             names = [name for name in group for _ in range(copies)]
             with VectorEnv(names, seed, workers, agent.cfg.obs_dim, agent.cfg.action_dim) as vector:
@@ -281,30 +289,34 @@ def plot_curves(metrics: Path, path: Path) -> None:
 
 
 def record(agent: newt.Agent, tasks: list[str], path: Path, seed: int = 0, step: int = 0, planner: bool = True) -> None:
-    """One episode of each task side by side in a grid, as mp4. Episodes that end early hold their last frame.
+    """One episode of each task side by side in a grid, as mp4, with a bar. Those that end early hold their last frame.
 
-    Raises RuntimeError, one line, where no OpenGL is installed (the message names the Debian package).
+    Raises RuntimeError, one line, where no OpenGL is installed (the message names the Debian package), and whatever
+    simulators and encoders of films raise.
     """
     import imageio.v2 as imageio
 
     generator = torch.Generator(device=agent.device).manual_seed(seed)
     clips = []
-    for name in tasks:
-        env = envs.make(name, seed, render_mode="rgb_array")
-        obs, _ = env.reset(seed=seed)
-        task = torch.tensor([agent.tasks.index(name)], device=agent.device)
-        warm = torch.zeros(1, agent.cfg.horizon, agent.cfg.action_dim, device=agent.device)
-        first, frames, over = torch.ones(1, dtype=torch.bool, device=agent.device), [], False
-        while not over:
-            frames.append(env.render()[:: 2 if len(tasks) > 1 else 1, :: 2 if len(tasks) > 1 else 1])
-            x = torch.zeros(1, agent.cfg.obs_dim, device=agent.device)
-            x[0, : len(obs)] = torch.as_tensor(obs)
-            plan = newt.act(agent, x, task, warm, first, step, use_planner=planner, generator=generator)
-            warm, first = plan.mean, torch.zeros_like(first)
-            obs, _, *ends, _ = env.step(plan.action[0, : env.action_space.shape[0]].cpu().numpy())
-            over = any(ends)
-        env.close()
-        clips.append(np.stack(frames))
+    total, title = sum(envs.TASKS[name].episode_length for name in tasks), "film" if len(tasks) > 1 else tasks[0]
+    with tqdm(total=total, desc=title, unit="step", leave=False, disable=None) as bar:
+        for name in tasks:
+            env = envs.make(name, seed, render_mode="rgb_array")
+            obs, _ = env.reset(seed=seed)
+            task = torch.tensor([agent.tasks.index(name)], device=agent.device)
+            warm = torch.zeros(1, agent.cfg.horizon, agent.cfg.action_dim, device=agent.device)
+            first, frames, over = torch.ones(1, dtype=torch.bool, device=agent.device), [], False
+            while not over:
+                frames.append(env.render()[:: 2 if len(tasks) > 1 else 1, :: 2 if len(tasks) > 1 else 1])
+                x = torch.zeros(1, agent.cfg.obs_dim, device=agent.device)
+                x[0, : len(obs)] = torch.as_tensor(obs)
+                plan = newt.act(agent, x, task, warm, first, step, use_planner=planner, generator=generator)
+                warm, first = plan.mean, torch.zeros_like(first)
+                obs, _, *ends, _ = env.step(plan.action[0, : env.action_space.shape[0]].cpu().numpy())
+                over = any(ends)
+                bar.update()
+            env.close()
+            clips.append(np.stack(frames))
     length, columns = max(map(len, clips)), int(np.ceil(np.sqrt(len(clips))))
     clips = [np.concatenate([c, np.repeat(c[-1:], length - len(c), 0)]) for c in clips]
     clips += [np.zeros_like(clips[0])] * (-len(clips) % columns)
@@ -315,9 +327,11 @@ def record(agent: newt.Agent, tasks: list[str], path: Path, seed: int = 0, step:
 
 
 def main(cfg: Eval) -> None:
-    newt.check_fields(cfg, RANGES)
-    if cfg.json and not cfg.json.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {cfg.json}: there is no folder {cfg.json.parent}")
+    command.check_fields(cfg, RANGES)
+    if cfg.json:
+        command.try_file(cfg.json)
+    if cfg.video:
+        command.try_folder(cfg.video)
     envs.require_real_assets(cfg.require_real_assets)
     agent, meta = agent_file.load(cfg.ckpt, pick_device(cfg.device), cfg.seed)
     share_cores(agent.cfg.size)
@@ -334,33 +348,29 @@ def main(cfg: Eval) -> None:
             raise ValueError(f"{cfg.ckpt} is for {sizes}, which has {row.obs_dim} and {row.action_dim}")
     policy = "planner" if cfg.planner == "on" else "policy"
     results = evaluate(agent, tasks, cfg.episodes, cfg.seed, policy, meta["step"], cfg.workers or None)
-    print(f"{cfg.ckpt}  step {meta['step']}  {cfg.episodes} episodes per task  seed {cfg.seed}  planner {cfg.planner}")
-    print(table(results))
-    if cfg.json:
-        report = {
-            "ckpt": str(cfg.ckpt), "step": meta["step"], "seed": cfg.seed, "planner": cfg.planner,
-            "tasks": {  # JSON has no NaN
-                name: [{k: None if np.isnan(x) else x for k, x in e._asdict().items()} for e in episodes]
-                for name, episodes in results.items()
-            },
-        }  # fmt: skip
-        cfg.json.write_text(json.dumps(report, indent=1))
-    if cfg.video:
-        for name in tqdm(tasks, desc="video", unit="task"):
+    try:
+        if cfg.json:  # before anything is printed, which may fail, too
+            report = {
+                "ckpt": str(cfg.ckpt), "step": meta["step"], "seed": cfg.seed, "planner": cfg.planner,
+                "tasks": {  # JSON has no NaN
+                    name: [{k: None if np.isnan(x) else x for k, x in e._asdict().items()} for e in episodes]
+                    for name, episodes in results.items()
+                },
+            }  # fmt: skip
+            cfg.json.write_text(json.dumps(report, indent=1))
+    finally:
+        title = f"step {meta['step']}  {cfg.episodes} episodes per task  seed {cfg.seed}  planner {cfg.planner}"
+        print(f"{cfg.ckpt}  {title}\n{table(results)}", flush=True)
+    failed = []
+    for name in tasks if cfg.video else ():
+        try:
             path = cfg.video / f"{envs.file_name(name)}.mp4"
             record(agent, [name], path, cfg.seed, meta["step"], cfg.planner == "on")
-
-
-def run(main_function, *args) -> None:
-    """Run a command's main; bad input ends with one line on stderr and exit code 2 instead of a traceback."""
-    try:
-        main_function(*args)
-    except (ValueError, ImportError, OSError, RuntimeError) as error:
-        print("error:", *str(error).splitlines(), file=sys.stderr)  # names out of files may have line breaks
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        except Exception as error:  # costs this film, not the others
+            failed.append(f"{name}: {error}")
+    if failed:
+        raise RuntimeError("no film of " + "; ".join(failed))
 
 
 if __name__ == "__main__":
-    run(main, tyro.cli(Eval))
+    run(main, given)

@@ -443,7 +443,8 @@ def make_all(
     running: dict[Future, tuple[Work, int]] = {}
     suites = [envs.TASKS[work.task].domain for work in todo]
     bars = {
-        suite: tqdm(total=suites.count(suite) * episodes, desc=suite, unit="episode") for suite in dict.fromkeys(suites)
+        suite: tqdm(total=suites.count(suite) * episodes, desc=suite, unit="episode", disable=None)
+        for suite in dict.fromkeys(suites)
     }
     shown = dict.fromkeys((work.task for work in todo), 0)
 
@@ -460,7 +461,8 @@ def make_all(
                     line = work.close()
                     played.update({word: len(found) for word, found in work.played().items()})
                     show(work, episodes)
-                    if len(work.kept) < min(episodes, len(work.numbers) or episodes):
+                    no_bar = bars[envs.TASKS[work.task].domain].disable  # as in logs
+                    if no_bar or len(work.kept) < min(episodes, len(work.numbers) or episodes):
                         tqdm.write(line)
                     todo.remove(work)
                 for work in todo:  # in order: a process keeps the environment that it has

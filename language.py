@@ -79,6 +79,9 @@ def tokenize(sentences: list[str], tokenizer: Tokenizer) -> list[list[int]]:
     """Token ids of each sentence, [CLS] and [SEP] included, no padding; ValueError if one is empty or too long."""
     tokenizer.no_padding()  # tokenizer.json asks for padding to 128 tokens and a silent cut there
     tokenizer.no_truncation()
+    for sentence in sentences:
+        if any("\ud800" <= letter <= "\udfff" for letter in sentence):  # Python's stand-ins for bytes of no letter
+            raise ValueError(f"{sentence!r} is no text in UTF-8; is the terminal set to another encoding?")
     ids = [tokenizer.encode(sentence).ids for sentence in sentences]
     for i, row in enumerate(ids):
         if len(row) <= 2:  # [CLS] [SEP]: also catches blanks and invisible characters

@@ -24,9 +24,8 @@ Test: pytest tests/test_newt.py tests/test_parity.py
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from types import UnionType
-from typing import Literal, NamedTuple, get_args, get_origin
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import machine
 
@@ -37,82 +36,16 @@ from torch import Tensor
 import distributed
 import planner
 import world_model as wm
+from agent_config import Config
 from buffer import Batch
+from command import check_fields
 from planner import Plan
 from world_model import Params, Policy, Task
 
 Phase = Literal["pretrain", "online"]
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything that defines the agent. Defaults are the published multitask settings."""
-
-    size: Literal["XS", "S", "B", "L", "XL"] = "L"
-    """network size: S, B, L, XL as published (2, 5, 20, 80 million parameters); XS for laptops (0.6 million)"""
-    obs_dim: int = 128
-    """observations are zero-padded to this many numbers; the largest of the 200 tasks has 128"""
-    action_dim: int = 16
-    """actions are padded to this many numbers; the largest of the 200 tasks has 12"""
-    task_dim: int = 384
-    """size of the sentence embedding that tells the tasks apart (published: CLIP, 512); 0 for no language"""
-    num_bins: int = 101
-    """two-hot bins of reward and return, evenly spaced on [-10, 10] in symlog units"""
-
-    batch_size: int = 1024
-    """slices per update"""
-    horizon: int = 3
-    """transitions per slice, and steps that the planner looks ahead"""
-    lr: float = 3e-4
-    """learning rate of both Adam optimisers"""
-    enc_lr_scale: float = 0.3
-    """the encoder's learning rate is lr times this"""
-    warmup_updates: int = 5000
-    """pretraining's learning rate grows linearly from 0 over this many updates"""
-    grad_clip: float = 20.0
-    """gradient norm is clipped to this, in each optimiser by itself"""
-    rho: float = 0.5
-    """a loss t steps into the slice weighs rho^t"""
-    tau: float = 0.01
-    """the target Q ensemble moves this fraction towards the online one per update; also the rate of q_scale"""
-    td_target: Literal["ema", "online"] = "ema"
-    """which Q ensemble the TD target uses; "online" is what the published code really computes when compiled"""
-    consistency_coef: float = 20.0
-    """weight of the latent prediction loss"""
-    reward_coef: float = 0.1
-    """weight of the reward loss"""
-    value_coef: float = 0.1
-    """weight of the value loss"""
-    bc_coef: float = 1.0
-    """weight of imitating the batch's actions in pretraining"""
-    online_bc_coef: float = 1.0
-    """weight of imitating the batch's actions online, in guided tasks"""
-    entropy_coef: float = 1e-4
-    """weight of the policy's entropy bonus"""
-
-    num_samples: int = 512
-    """plans per decision and iteration"""
-    num_elites: int = 64
-    """best plans that refit the Gaussian"""
-    num_pi: int = 24
-    """plans that follow the policy prior"""
-    iterations: int = 6
-    """refits per decision"""
-    temperature: float = 0.5
-    """elites weigh exp(temperature * return)"""
-    std_min: float = 0.05
-    """smallest standard deviation of the planning Gaussian"""
-    std_max: float = 2.0
-    """initial and largest standard deviation of the planning Gaussian"""
-    elite: Literal["sample", "mean"] = "sample"
-    """which action a decision executes: a weighted random elite's (published) or the Gaussian's mean"""
-    constraint_start: int = 2_000_000
-    """until this many environment steps the initial Gaussian is the policy's (constrained planning), in guided tasks"""
-    constraint_duration: int = 10_000_000
-    """environment steps over which that pull goes from 1 to 0"""
-
-
-RANGES = {  # of every number above: smallest and largest value; of a word, what it may be
+RANGES = {  # of every number in Config: smallest and largest value; of a word, what it may be
     "size": wm.SIZES,
     **dict.fromkeys(("obs_dim", "action_dim"), (1, 100_000)),
     "task_dim": (0, 100_000),
@@ -132,28 +65,6 @@ RANGES = {  # of every number above: smallest and largest value; of a word, what
     **dict.fromkeys(("std_min", "std_max"), (0, 1000)),
     **dict.fromkeys(("warmup_updates", "constraint_start", "constraint_duration"), (0, 10**15)),
 }
-
-
-def check_fields(values, ranges: dict) -> None:
-    """Hold a dataclass to its declaration: ValueError, one line, for a field of another type or out of its range.
-
-    Every number needs a range, (smallest, largest); NaN is in none. Words are checked, too, paths and tables aren't.
-    """
-    for f in fields(values):
-        value, kinds = getattr(values, f.name), get_args(f.type) if isinstance(f.type, UnionType) else (f.type,)
-        number = float if float in kinds else int
-        if number in kinds and not (value is None and type(None) in kinds):
-            low, high = ranges[f.name]
-            if type(value) not in (int, number):
-                raise ValueError(f"{f.name} must be a number ({number.__name__}), got {value!r:.60}")
-            if not low <= value <= high:
-                bound = f"at least {low}" if value < low else f"at most {high}" if value > high else "a number"
-                raise ValueError(f"{f.name} must be {bound}, got {value!r:.60}")
-        elif f.type in (bool, str) and type(value) is not f.type:
-            raise ValueError(f"{f.name} must be of type {f.type.__name__}, got {value!r:.60}")
-        elif words := ranges.get(f.name, get_args(f.type) if get_origin(f.type) is Literal else ()):
-            if type(value) is not str or value not in words:
-                raise ValueError(f"{f.name} must be one of {', '.join(words)}, got {value!r:.60}")
 
 
 def check(cfg: Config) -> None:

@@ -20,6 +20,7 @@ Test: pytest tests/test_train.py
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -31,26 +32,13 @@ from typing import Literal
 
 import machine
 
-import numpy as np
-import psutil
-import torch
 import tyro
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-import agent_file
-import checkpoint
+import command
 import demo_format
-import distributed
 import envs
-import eval as evaluation
 import experts
-import language
-import newt
-from buffer import Batch, Buffer, Collector, gigabytes, sample_mixed
-from distributed import World
-from envs.vector import STEP_MS, VectorEnv
-from newt import Config
+from agent_config import Config
 
 STARTER = (
     "mw-button-press,mw-coffee-button,mw-door-open,mw-drawer-close,mw-faucet-open,mw-window-open,"
@@ -182,15 +170,23 @@ PUBLISHED = Train(preset="published")
 # steps as with 200 tasks, 2 % and 12 %: it would be there to the end by those numbers of steps.
 SINGLE_AGENT = Config(size="B", constraint_start=100_000, constraint_duration=500_000)
 SINGLE = replace(PUBLISHED, envs_per_task=10, agent=SINGLE_AGENT)
-DECISION_MS = 2.0  # besides STEP_MS, what a task costs the process that owns it: only for sharing tasks out
 PRESETS = {"published": PUBLISHED, "laptop": LAPTOP}
+
+
+def on_gpu() -> bool:
+    """Whether there is a CUDA GPU. Where no driver is, --help need not wait for torch to find none."""
+    if {"-h", "--help"} & {*sys.argv} and not shutil.which("nvidia-smi"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def choose(preset: str, tasks: list[str], shown: bool, ckpt: bool) -> Train:
     """Defaults that suit what there is: device, one task or many, and whether there is anything to learn from."""
     why = "as asked"
     if preset not in PRESETS:
-        preset, why = ("published", "a CUDA GPU") if torch.cuda.is_available() else ("laptop", "no CUDA GPU")
+        preset, why = ("published", "a CUDA GPU") if on_gpu() else ("laptop", "no CUDA GPU")
     default, start = PRESETS[preset], "demonstrations" if shown else "--ckpt" if ckpt else "no demonstrations"
     if preset == "published" and len(tasks) == 1:
         default, start = SINGLE, f"its single-task form: one task, {start}"
@@ -209,12 +205,15 @@ def parse(args: list[str]) -> Train:
     early.add_argument("--tasks", default="")
     known, _ = early.parse_known_args(args)
     if known.resume:
+        import checkpoint
+        import newt
+
         stored = checkpoint.read_config(known.resume)
         try:
             before = Train(**{**stored, "agent": Config(**stored["agent"])})
             before = replace(before, resume=known.resume, folder=known.resume, ckpt=before.ckpt and Path(before.ckpt))
             newt.check(before.agent)
-            newt.check_fields(before, RANGES)
+            command.check_fields(before, RANGES)
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(
                 f"{known.resume} was written by another version of this program, or is damaged: {error!s:.200}"
@@ -248,6 +247,53 @@ def fit(cfg: Train, default: Train) -> Train:
     return cfg
 
 
+def demo_folder(cfg: Train) -> Path:
+    return Path("demos" if cfg.demos == "auto" else cfg.demos)
+
+
+def made_here(cfg: Train, task: str) -> bool:
+    """Recordings and scripts take seconds; others take hours, so they are only used if they are there."""
+    recorded, own = experts.sources_of(task)
+    return cfg.demos == "auto" and (recorded is not None or own == "script")
+
+
+def demo_files(cfg: Train, tasks: list[str]) -> dict[str, Path]:
+    """Where the demonstrations of each task are, or will be made. FileNotFoundError if a given folder has none."""
+    if cfg.demos == "none":
+        return {}
+    paths = {name: demo_format.place(demo_folder(cfg), name) for name in tasks}
+    paths = {name: path for name, path in paths.items() if path.is_file() or made_here(cfg, name)}
+    if not paths and cfg.demos != "auto":
+        raise FileNotFoundError(
+            f"no demonstrations in {cfg.demos} for {', '.join(tasks)}; make them with `python demos.py make`, "
+            "or use --demos auto or none"
+        )
+    return paths
+
+
+if __name__ == "__main__":
+    given = command.start(parse, sys.argv[1:])
+
+# Only now what takes seconds to load: --help and wrong words are answered above.
+import numpy as np
+import psutil
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import agent_file
+import checkpoint
+import distributed
+import eval as evaluation
+import language
+import newt
+from buffer import Batch, Buffer, Collector, gigabytes, sample_mixed
+from distributed import World
+from envs.vector import STEP_MS, VectorEnv
+
+DECISION_MS = 2.0  # besides STEP_MS, what a task costs the process that owns it: only for sharing tasks out
+
+
 def run_folder(tasks: str) -> Path:
     """Where a run goes if --folder doesn't say."""
     return Path("runs") / ("starter" if tasks == STARTER else envs.file_name(tasks.replace(",", "+")))[:60]
@@ -256,7 +302,7 @@ def run_folder(tasks: str) -> Path:
 def check(cfg: Train, tasks: list[str], world: World) -> None:
     """Everything that can be known to fail before the first minute of work: ValueError, one line."""
     newt.check(cfg.agent)
-    newt.check_fields(cfg, RANGES)
+    command.check_fields(cfg, RANGES)
     if cfg.instruction and len(tasks) > 1:
         raise ValueError(f"--instruction is for a single task, --tasks names {len(tasks)}")
     rows = [envs.TASKS[name] for name in tasks]
@@ -284,30 +330,6 @@ def check(cfg: Train, tasks: list[str], world: World) -> None:
         if size > free:
             raise ValueError(f"{size:.1f} GB are needed for {what}, {free:.1f} GB are free; lower {setting}")
         free -= size
-
-
-def demo_folder(cfg: Train) -> Path:
-    return Path("demos" if cfg.demos == "auto" else cfg.demos)
-
-
-def made_here(cfg: Train, task: str) -> bool:
-    """Recordings and scripts take seconds; others take hours, so they are only used if they are there."""
-    recorded, own = experts.sources_of(task)
-    return cfg.demos == "auto" and (recorded is not None or own == "script")
-
-
-def demo_files(cfg: Train, tasks: list[str]) -> dict[str, Path]:
-    """Where the demonstrations of each task are, or will be made. FileNotFoundError if a given folder has none."""
-    if cfg.demos == "none":
-        return {}
-    paths = {name: demo_format.place(demo_folder(cfg), name) for name in tasks}
-    paths = {name: path for name, path in paths.items() if path.is_file() or made_here(cfg, name)}
-    if not paths and cfg.demos != "auto":
-        raise FileNotFoundError(
-            f"no demonstrations in {cfg.demos} for {', '.join(tasks)}; make them with `python demos.py make`, "
-            "or use --demos auto or none"
-        )
-    return paths
 
 
 def fill(buffer: Buffer, files: dict[str, demo_format.Demos], tasks: list[str], episodes: int) -> None:
@@ -342,6 +364,8 @@ def create_agent(cfg: Train, tasks: list[str], device: torch.device) -> newt.Age
             )
         emb = source.emb[[source.tasks.index(name) for name in tasks]]
     elif settings.task_dim:
+        if cfg.instruction:
+            language.embed([cfg.instruction])  # words by themselves, too, which blanks behind an embodiment aren't
         emb = language.embed([f"{row.embodiment}. {cfg.instruction or row.instruction}." for row in rows])
     dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
     shown = demo_files(cfg, tasks)
@@ -527,6 +551,8 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
     speaks = world.rank == 0
     check(cfg, tasks, world)
     envs.require_real_assets(cfg.require_real_assets)
+    if any(made_here(cfg, name) for name in tasks):
+        command.try_folder(demo_folder(cfg))
     device = evaluation.pick_device(cfg.device)
     workers = cfg.workers or max(1, machine.cores() // world.local_size)
     seeds = np.random.SeedSequence([cfg.seed, world.rank]).generate_state(2)
@@ -633,6 +659,10 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
         log.write(state.vector_step * n, durable=True)
         state.log_size = log.size
         checkpoint.save(folder, name, agent, state, own, online, state.vector_step * n, world)
+        unit, done = ("update", state.updates) if state.phase == "pretrain" else ("step", state.vector_step * n)
+        if speaks and not sys.stderr.isatty() and (rate := clock.looked.get(f"time/{unit}s_per_s")):  # logs have no bar
+            left = describe(clock.looked["time/hours_left"])
+            print(f"{state.phase}: {done} {unit}s, {rate:.1f} {unit}/s, {left} left", file=sys.stderr)
 
     def stop_if_asked(name: str) -> None:
         if distributed.any_of(bool(interruption.code)):
@@ -651,7 +681,7 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
         with (
             interruption,
             tqdm(desc="pretraining", unit="update", initial=state.updates, total=cfg.pretrain_updates,
-                 disable=not speaks) as bar,
+                 disable=None if speaks else True) as bar,
         ):  # fmt: skip
             while state.updates < cfg.pretrain_updates:
                 with clock("update"):
@@ -681,7 +711,7 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
         interruption,
         VectorEnv(names, cfg.seed, workers, agent.cfg.obs_dim, agent.cfg.action_dim) as vector,
         tqdm(total=cfg.steps * n, initial=state.vector_step * n, desc="online", unit="step", unit_scale=True,
-             disable=not speaks) as bar,
+             disable=None if speaks else True) as bar,
     ):  # fmt: skip
         collector = Collector(len(names), longest, agent.cfg.obs_dim, agent.cfg.action_dim, task.cpu().numpy())
         seeding, fresh = True, True
@@ -764,9 +794,9 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
         path = folder / "videos" / "final.mp4"
         evaluation.record(agent, tasks[:16], path, cfg.seed, state.vector_step * n)
         print(f"video  {path}")
-    except (RuntimeError, ImportError, OSError) as error:  # training does not need OpenGL, a film does
+    except Exception as error:  # of OpenGL, of a simulator, of a disk that is full: training is done all the same
         print(f"no video: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    evaluation.run(lambda: main(parse(sys.argv[1:])))
+    command.run(main, given)

@@ -25,6 +25,7 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
+import command
 import envs
 from envs.atari import stick
 from envs.vector import end_with_parent, light_spawn
@@ -67,7 +68,7 @@ def in_processes(call: Callable, names: list[str], workers: int, title: str) -> 
     """call(name) for each in fresh processes (simulators don't survive a fork), in order, with a bar."""
     context = multiprocessing.get_context("spawn")
     with light_spawn(), ProcessPoolExecutor(workers or machine.cores(), context, end_with_parent) as pool:
-        yield from tqdm(pool.map(call, names), total=len(names), desc=title, unit="task")
+        yield from tqdm(pool.map(call, names), total=len(names), desc=title, unit="task", disable=None)
 
 
 def check_task(name: str, seed: int = 0) -> tuple[str, list[str]]:
@@ -164,7 +165,7 @@ def film(env, acts: np.ndarray, path: Path) -> dict:
     # macro_block_size 1: 224 is a multiple of 16, so players are happy without imageio resizing the picture.
     with imageio.get_writer(path, fps=env.metadata["render_fps"], macro_block_size=1) as writer:
         writer.append_data(env.render())
-        for action in tqdm(acts, desc=env.name, unit="step"):
+        for action in tqdm(acts, desc=env.name, unit="step", disable=None):
             *_, terminated, truncated, info = env.step(action)
             writer.append_data(env.render())
             if terminated or truncated:
@@ -300,18 +301,21 @@ def table(names: list[str]) -> None:
 
 
 def main(cfg: Cli) -> None:
+    command.check_fields(cfg, {"seed": (0, 2**32 - 1), "workers": (0, 4096)})
     envs.require_real_assets(cfg.require_real_assets)
     if cfg.check:
         names = envs.select("all,heldout" if cfg.check == "all" else cfg.check)
         raise SystemExit(0 if check(names, cfg.workers) else 1)
     for path in (cfg.gallery, cfg.random, cfg.play and cfg.out):
-        if path and not path.absolute().parent.is_dir():
-            raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+        if path:
+            command.try_file(path)
     if cfg.gallery:
         gallery(envs.select(cfg.tasks if cfg.tasks != Cli.tasks else "all"), cfg.gallery, cfg.workers)
     elif cfg.random:
         baselines(envs.select(cfg.tasks), cfg.random, cfg.workers)
     elif cfg.play:
-        play(*envs.select(cfg.play), cfg.out, cfg.policy, cfg.seed)
+        if len(names := envs.select(cfg.play)) > 1:
+            raise ValueError(f"--play films one task, not {len(names)}")
+        play(names[0], cfg.out, cfg.policy, cfg.seed)
     else:
         table(envs.select(cfg.tasks))

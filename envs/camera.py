@@ -7,6 +7,7 @@ So simulators are imported here with OpenGL off, and the choice is made when a f
     Linux                                  egl (GPU, or Mesa on the CPU) if the library is there, else osmesa (CPU);
                                            neither needs a display
     macOS, Windows                         cgl, glfw: MuJoCo's choice there
+Own tasks (custom.py) draw by themselves; their packages get the same choice when frames are asked for.
 NOTE: the price is that the packages' own renderers (dm_control's physics.render, mujoco.Renderer) are off in a process
 that imports them through envs.make first. Import the package yourself before that if you want both.
 Test: pytest tests/test_envs.py -k "frame or gl"
@@ -27,16 +28,48 @@ OFF = ("disable", "disabled", "off", "false", "0")  # MuJoCo's words for: no Ope
 
 
 @contextmanager
-def import_without_gl():
-    """Simulators that are imported inside this block leave OpenGL alone; MUJOCO_GL is as before afterwards."""
+def use_gl(backend: str):
+    """MUJOCO_GL is this inside the block, and as before afterwards."""
     before = os.environ.get("MUJOCO_GL")
-    os.environ["MUJOCO_GL"] = "disabled"
+    os.environ["MUJOCO_GL"] = backend
     try:
         yield
     finally:
         del os.environ["MUJOCO_GL"]
         if before is not None:
             os.environ["MUJOCO_GL"] = before
+
+
+def import_without_gl():
+    """Simulators that are imported inside this block leave OpenGL alone."""
+    return use_gl("disabled")
+
+
+@contextmanager
+def packages_draw():
+    """Inside, packages that draw by themselves use the OpenGL chosen below, even if they were imported without it.
+
+    Raises RuntimeError, one line that names the Debian packages, if it can't be used on this machine, or is turned off.
+    """
+    loaded = [name for name in ("mujoco.gl_context", "dm_control._render") if name in sys.modules]
+    if not loaded:
+        yield
+        return
+    with use_gl(choose_backend()):
+        try:
+            for name in loaded:  # they look at MUJOCO_GL when they are executed
+                importlib.reload(sys.modules[name])
+        except Exception as error:
+            raise RuntimeError(_no_frames(error)) from error
+        yield
+
+
+def _no_frames(error: Exception) -> str:
+    return (
+        f"no frames: OpenGL ({os.environ.get('MUJOCO_GL') or choose_backend()}) doesn't start: {error}. On Debian or "
+        "Ubuntu: `apt-get install libegl1 libgl1-mesa-dri` with MUJOCO_GL unset, or `apt-get install libosmesa6` with "
+        "MUJOCO_GL=osmesa"
+    )
 
 
 def choose_backend() -> str:
@@ -70,10 +103,7 @@ class Camera:
             self.context.make_current()
             self.target = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except Exception as error:  # no library, no driver, no display: each backend has its own error for each
-            raise RuntimeError(
-                f"no frames: OpenGL ({backend}) doesn't start: {error}. On Debian or Ubuntu: `apt-get install libegl1 "
-                f"libgl1-mesa-dri` with MUJOCO_GL unset, or `apt-get install libosmesa6` with MUJOCO_GL=osmesa"
-            ) from error
+            raise RuntimeError(_no_frames(error)) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.target)
         self.mujoco, self.model, self.option = mujoco, model, mujoco.MjvOption()
         self.view, self.rect = camera, mujoco.MjrRect(0, 0, SIZE, SIZE)

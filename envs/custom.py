@@ -21,6 +21,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import seeding
 
+from envs.camera import import_without_gl, packages_draw
+
 
 def imported(name: str):
     """The function behind `module:function`; the module is in the current folder or installed."""
@@ -33,13 +35,20 @@ def imported(name: str):
 def open_env(name: str, render_mode: str | None) -> gym.Env:
     """The environment behind a name, flattened. ValueError, one line, if it cannot be a task."""
     kind, _, rest = name.partition(":")
-    try:
-        if kind == "gym":
-            env = gym.make(rest, render_mode=render_mode, disable_env_checker=True)
-        else:
-            env = imported(name)(render_mode=render_mode)
-    except (gym.error.Error, ModuleNotFoundError, AttributeError, TypeError) as error:
-        raise ValueError(f"task {name!r} cannot be made: {error}") from error
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws, but looks for a display, and complains
+    with packages_draw() if render_mode else import_without_gl():
+        try:
+            if kind == "gym":
+                env = gym.make(rest, render_mode=render_mode, disable_env_checker=True)
+            else:
+                env = imported(name)(render_mode=render_mode)
+        except Exception as error:  # whatever a maker raises
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"task {name!r} cannot be made: {' '.join(what.split())}") from error
+    if not isinstance(env, gym.Env):
+        kind = env if isinstance(env, type) else type(env)
+        what = f"{'the class' * (kind is env)} {kind.__module__}.{kind.__qualname__}".strip()
+        raise ValueError(f"task {name!r} cannot be made: it gives {what}, not an environment of gymnasium")
     space = env.action_space
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not space.shape[0]:
         raise ValueError(f"task {name!r} has the action space {space}; a task needs a Box of one dimension")
@@ -147,7 +156,11 @@ class Custom(gym.Env):
         return np.asarray(obs, np.float32), float(reward), terminated, truncated, self._judge(info)
 
     def render(self) -> np.ndarray:
-        frame = self._env.render()
+        with packages_draw():
+            try:
+                frame = self._env.render()
+            except Exception as error:  # also MuJoCo's FatalError, which is no RuntimeError
+                raise RuntimeError(f"no frames: {type(error).__name__}: {' '.join(str(error).split())}") from error
         if frame is None:
             raise RuntimeError("no frames: make the environment with render_mode='rgb_array'")
         rows, columns = (np.linspace(0, side - 1, 224).astype(int) for side in frame.shape[:2])

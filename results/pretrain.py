@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import agent_file
+import command
 import demo_format
 import envs
 import eval as evaluation
@@ -60,7 +61,7 @@ def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
     buffer = Buffer(total, settings.agent.obs_dim, settings.agent.action_dim)
     train.fill(buffer, files, tasks, 10)
     generator = torch.Generator().manual_seed(cfg.seed)
-    with tqdm(range(cfg.updates), desc="pretraining", unit="update") as bar:
+    with tqdm(range(cfg.updates), desc="pretraining", unit="update", disable=None) as bar:
         for count in bar:
             batch = sample_mixed(buffer, None, settings.agent.batch_size, settings.agent.horizon, generator, "task")
             # The rate falls to a twentieth, as in the preset's online part: the last updates average, not wander.
@@ -128,4 +129,4 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    evaluation.run(main, tyro.cli(Pretrain))
+    command.run(main, command.start(tyro.cli, Pretrain))

@@ -93,7 +93,7 @@ def torment(training: psutil.Popen, cfg: Soak) -> tuple[int, list[tuple[float, f
             raise RuntimeError("the training ended before its first step; run it alone to see why")
         time.sleep(1)
     begin, kills, seen = time.monotonic(), 0, []
-    with tqdm(total=int(cfg.minutes * 60), unit="s", desc="soak") as bar:
+    with tqdm(total=int(cfg.minutes * 60), unit="s", desc="soak", disable=None) as bar:
         while (now := time.monotonic() - begin) < cfg.minutes * 60:
             if now > (kills + 1) * cfg.every and (workers := workers_of(training)):
                 random.choice(workers).kill()

@@ -115,3 +115,22 @@ def test_overlap_prints_both_ways_and_their_parts(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("1 tasks, 1 workers, 1 updates per step of all")
     assert [line[:34].strip() for line in lines[2:]] == ["send, recv, update", "send, update, recv", "ideal"]
+
+
+@pytest.mark.parametrize(
+    "main, settings, said",
+    [
+        (bench.main, bench.Bench(envs=0), "envs must be at least 1"),
+        (bench.main, bench.Bench(batch_size=0), "batch_size must be at least 1"),
+        (bench.main, bench.Bench(buffer_steps=500), "buffer_steps must be at least 1024"),
+        (bench.main_envs, bench.EnvBench(steps=0), "steps must be at least 1"),  # never ended
+        (bench.main_vector, bench.VectorBench(steps=0), "steps must be at least 1"),
+        (bench.main_vector, bench.VectorBench(workers=(1, 0)), "workers must be numbers of at least 1"),
+        (bench.main_overlap, bench.OverlapBench(steps=0), "steps must be at least 1"),
+        (bench.main_overlap, bench.OverlapBench(turns=0), "turns must be at least 1"),
+        (bench.main_overlap, bench.OverlapBench(utd=float("nan")), "utd"),
+    ],
+)
+def test_numbers_that_measure_nothing_are_refused(main, settings, said):
+    with pytest.raises(ValueError, match=said):
+        main(settings)

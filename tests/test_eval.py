@@ -255,3 +255,41 @@ def test_bad_input(args, message, ckpt, tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout, done.stderr
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["good.safetensors", "half.safetensors"]
+
+
+def test_results_are_on_disk_before_they_are_printed_and_films_cost_only_themselves(
+    ckpt, tmp_path, monkeypatch, capsys
+):
+    episodes = {name: [Episode(1.0, 1.0, 0.5, 100)] for name in TASKS}
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: episodes)
+    report = tmp_path / "r.json"
+
+    def no_printer(*_, **__):
+        raise UnicodeEncodeError("ascii", "\xb1", 0, 1, "no such letter")
+
+    with monkeypatch.context() as patch, pytest.raises(UnicodeEncodeError):
+        patch.setattr("builtins.print", no_printer)
+        evaluation.main(evaluation.Eval(ckpt, episodes=1, json=report))
+    assert list(json.loads(report.read_text())["tasks"]) == TASKS
+
+    class FatalError(Exception):  # MuJoCo's own is no RuntimeError
+        pass
+
+    def record(_, names, path, *__):
+        if names == TASKS[:1]:
+            raise FatalError("OpenGL is gone")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("film")
+
+    monkeypatch.setattr(evaluation, "record", record)
+    with pytest.raises(RuntimeError, match=f"^no film of {TASKS[0]}: OpenGL is gone$"):
+        evaluation.main(evaluation.Eval(ckpt, episodes=1, video=tmp_path / "films"))
+    assert [path.name for path in (tmp_path / "films").iterdir()] == [f"{TASKS[1]}.mp4"]
+    assert "mean of tasks" in capsys.readouterr().out
+
+
+def test_the_json_is_tried_first(ckpt, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("hours of work"))
+    for cfg in (evaluation.Eval(ckpt, json=tmp_path), evaluation.Eval(ckpt, video=ckpt)):
+        with pytest.raises(OSError, match="^cannot write "):
+            evaluation.main(cfg)

@@ -5,10 +5,12 @@ Run: pytest tests/test_tasks.py            one task of each suite
 """
 
 import json
+import os
 import queue
 import re
 import subprocess
 import sys
+from ctypes.util import find_library
 from pathlib import Path
 
 import gymnasium as gym
@@ -352,12 +354,99 @@ def test_custom_modules_of_the_current_folder(tmp_path):
         ("gym:CartPole-v1", "needs a Box"),
         ("no_such_module:make", "No module named"),
         ("math:nothing", "cannot be made"),
+        ("my_envs:nothing", "cannot be made: it gives builtins.NoneType, not an environment"),
+        ("my_envs:a_class", "cannot be made: it gives the class my_envs.E, not an environment"),
+        ("my_envs:raises", "cannot be made: ZeroDivisionError: of the maker"),
     ],
 )
 def test_custom_errors_are_one_line(name, words):
     with pytest.raises(ValueError, match=words) as error:
         envs.select(name)
     assert "\n" not in str(error.value) and name not in dict(envs.TASKS)
+
+
+def own_frame(name, **environ):
+    """A film's first frame in a process of its own, without a display -> what it printed, and its stderr."""
+    code = f"""
+import envs
+
+def film():
+    env = envs.make({name!r}, render_mode="rgb_array")
+    env.reset(seed=0)
+    frame = env.render()
+    env.close()
+    print(frame.shape, frame.std() > 5)
+
+film()
+"""
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "SDL_VIDEODRIVER", "MUJOCO_GL")
+    environ = {**{k: v for k, v in os.environ.items() if k not in hidden}, **environ, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(envs.__file__).parents[1], env=environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip(), done.stderr
+
+
+@pytest.mark.skipif(not find_library("EGL"), reason="no off-screen OpenGL library here (Debian: libegl1)")
+@pytest.mark.parametrize("name", ["gym:Hopper-v5", "my_draw:renderer", "my_draw:dmcontrol"])
+def test_own_tasks_draw_without_a_display_as_ours_do(name, tmp_path):
+    """Gymnasium, MuJoCo's own renderer and dm_control each choose OpenGL in their own way."""
+    (tmp_path / "my_draw.py").write_text(DRAWING)
+    assert own_frame(name, PYTHONPATH=str(tmp_path)) == ("(224, 224, 3) True", "")
+
+
+@pytest.mark.skipif(bool(find_library("OSMesa")), reason="there is an OSMesa library here")
+def test_a_missing_library_is_named_for_own_tasks_too(tmp_path):
+    code = "import envs; envs.make('gym:Hopper-v5', render_mode='rgb_array')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(envs.__file__).parents[1], capture_output=True,
+                          text=True, env={**os.environ, "MUJOCO_GL": "osmesa"})  # fmt: skip
+    assert re.search("^RuntimeError: no frames: .*apt-get install libosmesa6", done.stderr, re.M), done.stderr
+
+
+def test_drawing_without_a_display_says_nothing():
+    assert own_frame("gym:Pendulum-v1") == ("(224, 224, 3) True", "")  # pygame looked for Wayland
+
+
+DRAWING = """
+import gymnasium as gym
+import numpy as np
+
+class Base(gym.Env):
+    episode_length = 10
+    observation_space = action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+class Renderer(Base):
+    def __init__(self, mode):
+        import mujoco
+        xml = "<mujoco><worldbody><light pos='0 0 3'/><geom size='.3'/></worldbody></mujoco>"
+        model = mujoco.MjModel.from_xml_string(xml)
+        self.data = mujoco.MjData(model)
+        mujoco.mj_forward(model, self.data)
+        self.renderer = mujoco.Renderer(model) if mode else None
+
+    def render(self):
+        self.renderer.update_scene(self.data)
+        return self.renderer.render()
+
+class DmControl(Base):
+    def __init__(self):
+        from dm_control import suite
+        self.physics = suite.load("cartpole", "balance").physics
+
+    def render(self):
+        return self.physics.render(200, 200)
+
+def renderer(render_mode=None):
+    return Renderer(render_mode)
+
+def dmcontrol(render_mode=None):
+    return DmControl()
+"""
 
 
 # ---- the command line ----

@@ -378,6 +378,7 @@ BAD = {
     "warm-up": ("--warmup-updates -3", "warmup_updates must be at least 0"),
     "seed": ("--seed -1", "seed must be at least 0"),
     "many environments": ("--envs-per-task 10000000", "GB are needed for unfinished episodes"),
+    "folder under a file": ("--folder text.safetensors/new", "Not a directory"),
     "small buffer": ("--buffer-steps 100", "cannot hold one episode"),
 }
 
@@ -443,6 +444,39 @@ def test_a_checkpoint_of_other_tasks_than_the_run_is_refused(finished, tmp_path,
             evaluation.run(lambda: train.main(train.parse(["--resume", "whole"])))
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1 and "to resume from the checkpoint before" in err, err
+
+
+@pytest.mark.parametrize("words, said", [(" ", "is empty"), ("\u200b", "is empty"), ("a\udcff", "no text in UTF-8")])
+def test_an_instruction_is_words(words, said, files, monkeypatch, capsys):
+    """What a terminal of another encoding, or an empty variable in a script, makes of it."""
+    monkeypatch.chdir(files)
+    with pytest.raises(SystemExit) as stopped:
+        evaluation.run(train.main, train.parse([*SMALL, "--demos", "none", "--folder", "new", "--instruction", words]))
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and said in err and err.count("\n") == 1 and not out, err
+
+
+def test_a_film_that_fails_costs_the_film_only(finished, tmp_path, monkeypatch, capsys):
+    class FatalError(Exception):  # MuJoCo's own is no RuntimeError
+        pass
+
+    def record(*_):
+        raise FatalError("no OpenGL")
+
+    shutil.copytree(finished[0] / "whole", tmp_path / "whole")
+    shutil.copytree(finished[0] / "demos", tmp_path / "demos")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation, "record", record)
+    train.main(train.parse(["--resume", "whole"]))
+    out, err = capsys.readouterr()
+    assert "score (0 to 1)" in out and "no video: no OpenGL" in err
+
+
+def test_logs_have_lines_and_no_bars(finished):
+    _, done = finished
+    assert re.search(r"^pretrain: 6 updates, [\d.]+ update/s, .* left$", done.stderr, re.M), done.stderr
+    assert re.search(r"^online: 320 steps, [\d.]+ step/s, .* left$", done.stderr, re.M), done.stderr
+    assert "%|" not in done.stderr and "Warning" not in done.stderr
 
 
 def test_resume_does_not_change_settings(finished, monkeypatch, capsys):

@@ -1,0 +1,75 @@
+"""The agent's settings. Apart from newt.py, so that `--help` need not wait for torch.
+
+Test: pytest tests/test_newt.py
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines the agent. Defaults are the published multitask settings."""
+
+    size: Literal["XS", "S", "B", "L", "XL"] = "L"
+    """network size: S, B, L, XL as published (2, 5, 20, 80 million parameters); XS for laptops (0.6 million)"""
+    obs_dim: int = 128
+    """observations are zero-padded to this many numbers; the largest of the 200 tasks has 128"""
+    action_dim: int = 16
+    """actions are padded to this many numbers; the largest of the 200 tasks has 12"""
+    task_dim: int = 384
+    """size of the sentence embedding that tells the tasks apart (published: CLIP, 512); 0 for no language"""
+    num_bins: int = 101
+    """two-hot bins of reward and return, evenly spaced on [-10, 10] in symlog units"""
+
+    batch_size: int = 1024
+    """slices per update"""
+    horizon: int = 3
+    """transitions per slice, and steps that the planner looks ahead"""
+    lr: float = 3e-4
+    """learning rate of both Adam optimisers"""
+    enc_lr_scale: float = 0.3
+    """the encoder's learning rate is lr times this"""
+    warmup_updates: int = 5000
+    """pretraining's learning rate grows linearly from 0 over this many updates"""
+    grad_clip: float = 20.0
+    """gradient norm is clipped to this, in each optimiser by itself"""
+    rho: float = 0.5
+    """a loss t steps into the slice weighs rho^t"""
+    tau: float = 0.01
+    """the target Q ensemble moves this fraction towards the online one per update; also the rate of q_scale"""
+    td_target: Literal["ema", "online"] = "ema"
+    """which Q ensemble the TD target uses; "online" is what the published code really computes when compiled"""
+    consistency_coef: float = 20.0
+    """weight of the latent prediction loss"""
+    reward_coef: float = 0.1
+    """weight of the reward loss"""
+    value_coef: float = 0.1
+    """weight of the value loss"""
+    bc_coef: float = 1.0
+    """weight of imitating the batch's actions in pretraining"""
+    online_bc_coef: float = 1.0
+    """weight of imitating the batch's actions online, in guided tasks"""
+    entropy_coef: float = 1e-4
+    """weight of the policy's entropy bonus"""
+
+    num_samples: int = 512
+    """plans per decision and iteration"""
+    num_elites: int = 64
+    """best plans that refit the Gaussian"""
+    num_pi: int = 24
+    """plans that follow the policy prior"""
+    iterations: int = 6
+    """refits per decision"""
+    temperature: float = 0.5
+    """elites weigh exp(temperature * return)"""
+    std_min: float = 0.05
+    """smallest standard deviation of the planning Gaussian"""
+    std_max: float = 2.0
+    """initial and largest standard deviation of the planning Gaussian"""
+    elite: Literal["sample", "mean"] = "sample"
+    """which action a decision executes: a weighted random elite's (published) or the Gaussian's mean"""
+    constraint_start: int = 2_000_000
+    """until this many environment steps the initial Gaussian is the policy's (constrained planning), in guided tasks"""
+    constraint_duration: int = 10_000_000
+    """environment steps over which that pull goes from 1 to 0"""
