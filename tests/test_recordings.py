@@ -41,7 +41,7 @@ def test_every_recording_is_whole_and_good():
 
 
 # The quickest of each suite.
-ONE_EACH = ["cartpole-balance", "cup-spin", "mw-reach", "ms-reach", "mujoco-reacher", "lunarlander-hover",
+ONE_EACH = ["cartpole-balance", "pendulum-spin", "mw-reach", "ms-reach", "mujoco-reacher", "lunarlander-hover",
             "rd-push-blue", "og-point-arena", "pygame-pong", "atari-pong"]  # fmt: skip
 
 
