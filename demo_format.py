@@ -74,16 +74,21 @@ def from_arrays(task: str, obs, action, reward, terminated: bool = False) -> Dem
 
 
 def save(path: Path, demo: Demos) -> None:
-    """Write a file; whatever happens and whoever else writes it, at `path` is the old file or a whole new one."""
+    """Write a file as `write` does."""
     arrays = {"obs": demo.obs, "action": demo.action, "reward": demo.reward, "return": demo.ret, "score": demo.score,
               "success": demo.success, "seed": demo.seed.astype(np.int64),
               "episode_start": demo.episode_start.astype(np.int64)}  # fmt: skip
+    write(path, arrays, {"newt_demos": json.dumps(demo.meta)})
+
+
+def write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """safetensors; whatever happens and whoever else writes it, at `path` is the old file or a whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode & 0o777  # as umask says; save_file's would be its owner's alone
-        save_file(arrays, temporary, {"newt_demos": json.dumps(demo.meta)})
+        save_file(arrays, temporary, metadata)
         os.chmod(temporary, mode)
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())

@@ -17,13 +17,11 @@ Test: pytest tests/test_recordings.py
 
 import functools
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
 
 import demo_format
 import envs
@@ -126,7 +124,7 @@ def record(demo: demo_format.Demos) -> Recording:
 
 
 def save(path: Path, tasks: dict[str, Recording]) -> None:
-    """Write a suite's file; what stands at `path` is the old file or the whole new one."""
+    """Write a suite's file as demo_format.write does."""
     arrays = {}
     for task in sorted(tasks):
         one = tasks[task]
@@ -139,15 +137,7 @@ def save(path: Path, tasks: dict[str, Recording]) -> None:
             arrays[f"{task}/action"] = one.action
     meta = {"version": FORMAT_VERSION, "suite": path.stem, "tasks": {task: tasks[task].meta for task in sorted(tasks)}}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(arrays, temporary, {"newt_recordings": json.dumps(meta, sort_keys=True)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    demo_format.write(path, arrays, {"newt_recordings": json.dumps(meta, sort_keys=True)})
 
 
 def pack(demos: Path, out: Path) -> list[str]:
