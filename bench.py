@@ -336,9 +336,8 @@ def take_turns(cfg: VectorBench, names: list[str], usual: bool) -> None:
 
 
 def main_overlap(cfg: OverlapBench) -> None:
-    command.check_fields(cfg, {"workers": (0, 4096), "steps": (1, 10**6), "turns": (1, 10**6)})
-    if cfg.utd is not None and not 0 <= cfg.utd <= 1000:
-        raise ValueError(f"utd must be from 0 to 1000, got {cfg.utd}")
+    ranges = {"utd": (0, 1000), "workers": (0, 4096), "steps": (1, 10**6), "turns": (1, 10**6)}
+    command.check_fields(cfg, ranges)
     names, a = envs.select(cfg.tasks), LAPTOP.agent
     n, rows = len(names), [envs.TASKS[name] for name in names]
     share_cores(a.size)

@@ -77,7 +77,9 @@ def check_fields(values, ranges: dict) -> None:
     for f in fields(values):
         value, kinds = getattr(values, f.name), get_args(f.type) if isinstance(f.type, UnionType) else (f.type,)
         number = float if float in kinds else int
-        if number in kinds and not (value is None and type(None) in kinds):
+        if value is None and type(None) in kinds:
+            continue
+        if number in kinds:
             low, high = ranges[f.name]
             if type(value) not in (int, number):
                 raise ValueError(f"{f.name} must be a number ({number.__name__}), got {value!r:.60}")

@@ -174,4 +174,10 @@ def load(path: Path, task: str) -> Demos:
     flat = all(arrays[name].ndim == (2 if name in ("obs", "action") else 1) for name in names)
     if not (flat and all(dtypes.values())):
         raise ValueError(f"{path}: arrays of another shape or type than the format's")
+    if not isinstance(meta.get("source"), str):
+        raise ValueError(f"{path} doesn't say its source in its header")
+    for name in ("numbers", "cpu_seconds"):  # of the attempts, in files that were made here (experts.py)
+        values = meta.get(name, [0] * len(arrays["return"]))
+        if type(values) is not list or len(values) != len(arrays["return"]) or {*map(type, values)} - {int, float}:
+            raise ValueError(f"{path}: {name} in its header is no list of a number per episode")
     return check(Demos(*(arrays[name] for name in names), meta), path, task)

@@ -42,7 +42,7 @@ def overview(folder: Path) -> list[dict]:
             if not files:
                 continue
             demo = join(parts := [load(file, name) for file in files], parts[0].meta)
-            kept, tried, cpu = 0, len(files), sum(part.meta["cpu_seconds"][0] for part in parts)
+            kept, tried, cpu = 0, len(files), sum(part.meta.get("cpu_seconds", [np.nan])[0] for part in parts)
         suite = "own" if ":" in name else envs.TASKS[name].domain
         row = {"task": envs.label(name), "suite": suite, "source": demo.meta["source"], "kept": kept,
                "tried": tried, "return": demo.ret.mean(), "score": demo.score.mean(), "success": demo.success.mean(),
@@ -144,7 +144,6 @@ def main_make(cfg: Make) -> None:
     if without:
         print(f"no source of demonstrations ({cfg.source}) for {', '.join(without)}")
     tasks = [task for task in tasks if task not in without]
-    command.try_folder(cfg.out)
     failed = experts.make_all(tasks, cfg.episodes, cfg.out, cfg.seed, cfg.workers or None, cfg.source, cfg.ckpt,
                               cfg.minutes_per_task)  # fmt: skip
     if failed:

@@ -42,6 +42,7 @@ import numpy as np
 import safetensors
 from tqdm import tqdm
 
+import command
 import envs
 import recordings
 from demo_format import FORMAT_VERSION, Demos, episode, join, load, place, save
@@ -313,6 +314,7 @@ class Work:
         for path in kept + sorted(self.attempts.glob("*.safetensors")):
             demo = load(path, self.task)
             same = all(demo.meta.get(name) == origin[name] for name in origin if name != "source")
+            same &= {"numbers", "cpu_seconds"} <= demo.meta.keys()
             if same and demo.meta["source"] in (origin["source"], self.source):
                 for e, number in enumerate(demo.meta["numbers"]):
                     own = {name: [demo.meta[name][e]] for name in ("numbers", "cpu_seconds")}
@@ -433,11 +435,16 @@ def make_all(
         recorded, own = sources_of(task, source, seed)
         more = len(recorded.seed) if recorded else 0
         more = len(meta.get("numbers", ())) < episodes and meta.get("recorded", 0) < more  # than when it was made
-        if not foreign and (meta.get("wanted", 0) < episodes or not meta["complete"] or more):
+        if not foreign and (meta.get("wanted", 0) < episodes or not meta.get("complete") or more):
             todo.append(Work(task, own, episodes, folder, seed, ckpt, recorded))
             todo[-1].read()
         else:
             played.update(meta.get("played", {}))
+    if todo:  # a first attempt may take minutes
+        try:
+            command.try_folder(folder)
+        except OSError as error:
+            raise ValueError(f"demonstrations of {todo[0].task} cannot be made: {error}") from error
     workers = workers or machine.cores()
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
     running: dict[Future, tuple[Work, int]] = {}

@@ -551,8 +551,6 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
     speaks = world.rank == 0
     check(cfg, tasks, world)
     envs.require_real_assets(cfg.require_real_assets)
-    if any(made_here(cfg, name) for name in tasks):
-        command.try_folder(demo_folder(cfg))
     device = evaluation.pick_device(cfg.device)
     workers = cfg.workers or max(1, machine.cores() // world.local_size)
     seeds = np.random.SeedSequence([cfg.seed, world.rank]).generate_state(2)

@@ -153,7 +153,7 @@ def test_help_does_not_wait_for_torch(words, tmp_path):
     "words, said",
     [
         ("demos.py make --tasks mw-reach --seed -1", "seed must be at least 0"),
-        ("demos.py make --tasks mw-reach --out README.md/x", "cannot write to the folder README.md/x"),
+        ("demos.py make --tasks mw-reach --out README.md/x", "mw-reach cannot be made: cannot write to the folder"),
         ("demos.py list README.md", "no demonstrations in README.md"),
         ("demos.py list recordings --csv envs", "cannot write envs: it is a folder"),
         ("demos.py check --workers -1", "workers must be at least 0"),

@@ -709,3 +709,19 @@ def test_own_arrays_by_the_ten_lines(tmp_path):
             demo_format.from_arrays("gym:Pendulum-v1", *wrong)
     with pytest.raises(ValueError, match="mw-reach"):
         demo_format.from_arrays("mw-reach", *mine[0])
+
+
+def test_metadata_that_lacks_fields_is_one_line(demo, tmp_path, capsys):
+    path = tmp_path / f"{TASK}.safetensors"
+    for name in demo.meta:
+        demo_format.save(path, demo._replace(meta={k: v for k, v in demo.meta.items() if k != name}))
+        if name in ("version", "task", "source"):
+            with pytest.raises(ValueError, match=f"^{path} [^\n]*$"):
+                demos.main_list(demos.List(tmp_path))
+        else:  # files of other programs have no more than these
+            demos.main_list(demos.List(tmp_path))
+    for name in ("numbers", "cpu_seconds"):
+        for nonsense in (None, 3, "two", [], [0] * (EPISODES + 1), ["0"] * EPISODES):
+            demo_format.save(path, demo._replace(meta={**demo.meta, name: nonsense}))
+            with pytest.raises(ValueError, match=f"^{path}: {name} in its header [^\n]*$"):
+                demo_format.load(path, TASK)
