@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
-from typing import Literal, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 # Simulators and their packages warn each process about versions, precision and missing hardware, amid the bars.
 QUIET = (UserWarning, DeprecationWarning, FutureWarning)
@@ -75,7 +75,8 @@ def check_fields(values, ranges: dict) -> None:
     Every number needs a range, (smallest, largest); NaN is in none. Words are checked, too, paths and tables aren't.
     """
     for f in fields(values):
-        value, kinds = getattr(values, f.name), get_args(f.type) if isinstance(f.type, UnionType) else (f.type,)
+        kind = get_args(f.type)[0] if get_origin(f.type) is Annotated else f.type  # as tyro's marks do
+        value, kinds = getattr(values, f.name), get_args(kind) if isinstance(kind, UnionType) else (kind,)
         number = float if float in kinds else int
         if value is None and type(None) in kinds:
             continue
@@ -86,9 +87,9 @@ def check_fields(values, ranges: dict) -> None:
             if not low <= value <= high:
                 bound = f"at least {low}" if value < low else f"at most {high}" if value > high else "a number"
                 raise ValueError(f"{f.name} must be {bound}, got {value!r:.60}")
-        elif f.type in (bool, str) and type(value) is not f.type:
-            raise ValueError(f"{f.name} must be of type {f.type.__name__}, got {value!r:.60}")
-        elif words := ranges.get(f.name, get_args(f.type) if get_origin(f.type) is Literal else ()):
+        elif kind in (bool, str) and type(value) is not kind:
+            raise ValueError(f"{f.name} must be of type {kind.__name__}, got {value!r:.60}")
+        elif words := ranges.get(f.name, get_args(kind) if get_origin(kind) is Literal else ()):
             if type(value) is not str or value not in words:
                 raise ValueError(f"{f.name} must be one of {', '.join(words)}, got {value!r:.60}")
 

@@ -302,6 +302,7 @@ def fields_that_take_nonsense(settings, check, name: str) -> list:
     """Values that `check` takes for the field `name` of a dataclass, and should not: another type, NaN, infinite."""
     check(settings)
     kind, taken = type(settings).__dataclass_fields__[name].type, []
+    kind = getattr(kind, "__origin__", kind)  # str, where tyro was told more about it
     for value in (math.nan, math.inf, -math.inf, -1, 10**400, None, [1], "nonsense", True, {}):
         if kind in (str, bool) and type(value) is kind:
             continue

@@ -51,7 +51,8 @@ def test_one_task_of_each_suite_gives_what_was_recorded(task):
     one, env = recordings.of(task), envs.make(task, seed=5)
     env.reset(seed=int(one.seed[1]))
     rewards = [env.step(action)[1] for action in one.actions(1)]
-    assert np.float32(np.sum(np.array(rewards, np.float32))) == one.ret[1]
+    # Summed as a file's rows are, whose first one is NaN: the last bit depends on how many are added at once.
+    assert np.nansum(np.array([np.nan, *rewards], np.float32)) == one.ret[1]
 
 
 # ---- packing ----
