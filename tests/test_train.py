@@ -319,7 +319,7 @@ def files(finished, tmp_path_factory) -> Path:
     (folder / "text.safetensors").write_bytes(b"not a checkpoint at all")
     save_file({"x": torch.zeros(1)}, folder / "foreign.safetensors")
     (folder / "old").mkdir()
-    (folder / "old" / "config.json").write_text(json.dumps({checkpoint.MARK: {}}))
+    (folder / "old" / "config.json").write_text(json.dumps({checkpoint.MARK: {"folder": "old", "demos": {}}}))
     for name, content in (
         ("junk", b"precious"),
         ("cut", (finished[0] / "demos" / "mw-reach.safetensors").read_bytes()),
