@@ -146,7 +146,7 @@ def create(
     return Agent(
         cfg=cfg,
         tasks=tuple(tasks),
-        emb=emb.detach().float().to(device),
+        emb=emb.detach().float().to(device).clone(),  # a file's own memory may be unaligned: sums would differ by a bit
         mask=mask.to(device),
         discount=torch.tensor(discounts, dtype=torch.float32, device=device),
         guided=torch.tensor(guided or [True] * len(tasks), dtype=torch.float32, device=device),

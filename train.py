@@ -730,8 +730,8 @@ def run(cfg: Train, world: World, interruption: Interruption) -> None:
                     due = cfg.seed_episodes * cfg.envs_per_task  # lost ones count: one bad simulator holds up nobody
                     # Own tasks may end at once, so they are counted in steps: as many as so many long episodes have.
                     had = min(
-                        state.vector_step // envs.TASKS[name].episode_length * cfg.envs_per_task if ":" in name
-                        else own.episodes.get(name, 0) + own.dropped.get(name, 0) for name in mine
+                        (state.vector_step // envs.TASKS[name].episode_length * cfg.envs_per_task if ":" in name
+                         else own.episodes.get(name, 0)) + own.dropped.get(name, 0) for name in mine
                     )  # fmt: skip
                     seeding = distributed.any_of(had < due or not online.episodes)
                 if seeding and not trained:

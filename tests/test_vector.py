@@ -15,10 +15,8 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 
 import envs
-from buffer import Buffer, Collector
 from envs.vector import STEP_MS, Step, VectorEnv, _hidden_from_signals, episode_seed, share_out
 
 ROOT = Path(envs.__path__[0]).parent
@@ -190,6 +188,10 @@ def test_same_as_a_plain_loop_for_real_tasks(workers):
 
 def test_own_tasks_end_when_they_say_so():
     """And are stored as long as they were; what ends for good is told from what is cut off."""
+    import torch  # here: workers import this file, and must not pay for torch
+
+    from buffer import Buffer, Collector
+
     names, step_of = ["my_envs:dies", "my_envs:cut", "my_envs:integer", "my_envs:quiet"], {0: 7, 1: 5, 2: 20, 3: 4}
     ring, collector = Buffer(500, 5, 4), Collector(4, 20, 5, 4, np.arange(4))
     with VectorEnv(names, 0, 1, 5, 4) as v:
@@ -211,6 +213,10 @@ def test_own_tasks_end_when_they_say_so():
 
 def test_hopper_leaves_no_frozen_rows():
     """600 random steps of Gymnasium's Hopper: many short episodes, every row of which happened."""
+    import torch  # here: workers import this file, and must not pay for torch
+
+    from buffer import Buffer, Collector
+
     ring, collector = Buffer(2000, 16, 4), Collector(1, 1000, 16, 4, np.zeros(1, int))
     kept, ends = 0, 0
     with VectorEnv(["gym:Hopper-v5"], 0, 1, 16, 4) as v:
