@@ -345,3 +345,12 @@ def test_tables_must_fit():
     ):  # fmt: skip
         with pytest.raises(ValueError, match="without actions|q_scale"):
             newt.create(CFG, ["a", "b"], torch.full((2, 8), float(emb)), dims, discounts, q_scale=scale)
+
+
+def test_an_agent_owns_its_numbers():
+    """Tensors out of a file lie where the file has them, aligned or not, and sums of such differ in the last bit."""
+    emb = torch.arange(17.0)[1:].view(2, 8)
+    one = newt.create(CFG, ["a", "b"], emb, DIMS, [0.9, 0.9])
+    two = newt.create(CFG, ["a", "b"], emb, DIMS, [0.9, 0.9], params=one.params)
+    assert len({x.data_ptr() for x in (emb, one.emb, two.emb)}) == 3
+    assert not {x.data_ptr() for x in one.params.values()} & {x.data_ptr() for x in two.params.values()}
