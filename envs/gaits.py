@@ -5,7 +5,7 @@
 An episode costs little more than its steps, and what is done is nearly a function of what is observed. W and hz are in
 gaits.safetensors, a few kB, and come from here:
 
-    python -m envs.gaits og-ant og-ant-mazes jumper-jump    # anew: minutes each, the same numbers on the same machine
+    python -m envs.gaits og-ant og-ant-mazes jumper-jump    # anew: some minutes each
 
 search     separable CMA-ES over W and log hz; the value of a candidate is its return in a few starts
 planar     feels its observation
