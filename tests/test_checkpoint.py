@@ -387,7 +387,7 @@ def demonstrations(path: Path, seeds: list[int], shift: float = 0) -> demo_forma
     action[::2], reward[::2] = np.nan, np.nan
     ends = (np.ones(n, np.float32) + np.float32(shift), *np.ones((2, n), np.float32))
     demo = demo_format.Demos(obs, action, reward, np.arange(0, 2 * n + 1, 2), *ends, np.array(seeds), {})
-    demo = demo._replace(meta={"version": demo_format.FORMAT_VERSION, "task": TASK})
+    demo = demo._replace(meta={"version": demo_format.FORMAT_VERSION, "task": TASK, "source": "script"})
     demo_format.save(path, demo)
     return demo
 
