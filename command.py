@@ -58,7 +58,8 @@ def run(call: Callable, *args) -> object:
     except (ValueError, ImportError, OSError, RuntimeError) as error:
         code = 2
         with suppress(OSError):
-            print("error:", *str(error).splitlines(), file=sys.stderr)  # words of files may have line breaks
+            # Words of files may have line breaks. One write, or the lines of a job's processes mix.
+            sys.stderr.write(" ".join(["error:", *str(error).splitlines()]) + "\n")
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,6 +44,15 @@ def test_errors_are_one_line(error, code, said, capsys):
     with pytest.raises(SystemExit) as end:
         command.run(fail)
     assert end.value.code == code and capsys.readouterr() == ("", said)
+
+
+def test_a_line_is_one_write(monkeypatch):
+    """So that the lines of several processes on one terminal don't mix."""
+    writes = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=writes.append, flush=lambda: None))
+    with pytest.raises(SystemExit):
+        command.run(lambda: exec("raise ValueError('one\\ntwo')"))
+    assert writes == ["error: one two\n"]
 
 
 def test_faults_of_ours_are_not_hidden():
