@@ -26,6 +26,7 @@ import world_model as wm
 from buffer import write_atomically
 
 FORMAT_VERSION = 1
+YOUNGER = {"caution"}  # settings that files of this format may lack; their defaults change nothing for such agents
 STEPS = (0, 10**15)  # range of the header's step
 TABLES = {"task_emb": "emb", "action_mask": "mask", "discount": "discount", "guided": "guided", "q_scale": "q_scale"}
 NAME = re.compile(r"(?!.*\.\.)[\w-](?:[\w.-]*|[\w.-]*:[\w./:-]+)")  # walker-walk, gym:my_envs:lab/Reach-v0; no paths
@@ -86,7 +87,8 @@ def _agent(meta: dict, tensors: dict[str, Tensor], device: str | torch.device, s
     stored = meta.get("config")
     if not isinstance(stored, dict):
         raise ValueError("no settings under config in its header")
-    unknown = set(stored) ^ {field.name for field in fields(newt.Config)}
+    known = {field.name for field in fields(newt.Config)}
+    unknown = (set(stored) - known) | (known - set(stored) - YOUNGER)
     if unknown:
         names = ", ".join(sorted(unknown))
         raise ValueError(f"it and this program differ in the settings they know: {names:.200}")

@@ -62,7 +62,7 @@ RANGES = {  # of every number in Config: smallest and largest value; of a word, 
     "num_pi": (2, 100_000),
     "iterations": (1, 1000),
     "temperature": (0, 1e4),
-    **dict.fromkeys(("std_min", "std_max"), (0, 1000)),
+    **dict.fromkeys(("std_min", "std_max", "caution"), (0, 1000)),
     **dict.fromkeys(("warmup_updates", "constraint_start", "constraint_duration"), (0, 10**15)),
 }
 
@@ -430,6 +430,7 @@ def planner_model(params: Params, task: Task, bins: Tensor) -> planner.Model:
         reward=lambda z, action: wm.decode(wm.reward(params, z, action, task), bins),
         pi=lambda z, eps: wm.pi(params, z, task, eps).action,
         q=lambda z, action, heads: wm.decode(wm.q(params, z, action, task, heads), bins).mean(0),
+        q_heads=lambda z, action: wm.decode(wm.q(params, z, action, task), bins),
     )
 
 

@@ -120,6 +120,7 @@ class Model(NamedTuple):
     reward: object  # z, action -> ()
     pi: object  # z, eps (A,) -> (A,)
     q: object  # z, action, heads -> (), mean of the chosen heads
+    q_heads: object  # z, action -> list of K values
 
 
 def network_model(params, e, mask, bins) -> Model:
@@ -129,6 +130,7 @@ def network_model(params, e, mask, bins) -> Model:
         reward=lambda z, a: decode(reward(params, z, a, e), bins),
         pi=lambda z, eps: pi(params, z, e, mask, eps)[0],
         q=lambda z, a, heads: sum(decode(q(params, z, a, e)[k], bins) for k in heads.tolist()) / len(heads),
+        q_heads=lambda z, a: [float(decode(logits, bins)) for logits in q(params, z, a, e)],
     )
 
 
@@ -143,6 +145,31 @@ def plan_return(model, z, actions, gamma, eps, heads) -> float:
         total += gamma**t * float(model.reward(z, action))
         z = model.next(z, action)
     return total + gamma ** len(actions) * float(model.q(z, model.pi(z, eps), heads))
+
+
+def ways_of_reckoning(model, z, actions, gamma) -> list[float]:
+    """What a plan is worth: h predicted rewards, then a head's value of the next action; for each h and each head."""
+    ways, total = [], 0.0
+    for h in range(len(actions) + 1):
+        action = actions[h] if h < len(actions) else model.pi(z, torch.zeros_like(actions[0]))
+        ways += [total + gamma**h * value for value in model.q_heads(z, action)]
+        if h < len(actions):
+            total += gamma**h * float(model.reward(z, action))
+            z = model.next(z, action)
+    return ways
+
+
+def sure_plan(model, z, plans, gamma, caution):
+    """The plan whose advantage over the first has the largest mean minus `caution` sample deviations."""
+    first = ways_of_reckoning(model, z, plans[0], gamma)
+    bounds = []
+    for actions in plans:
+        ways = ways_of_reckoning(model, z, actions, gamma)
+        better = [way - base for way, base in zip(ways, first, strict=True)]
+        centre = sum(better) / len(better)
+        spread = math.sqrt(sum((x - centre) ** 2 for x in better) / (len(better) - 1))
+        bounds.append(centre - caution * spread)
+    return plans[bounds.index(max(bounds))]
 
 
 def plan_one(model, z, warm, first, mask, gamma, settings, noise, b, weight, explore, elite):
@@ -202,6 +229,13 @@ def plan_one(model, z, warm, first, mask, gamma, settings, noise, b, weight, exp
 
     if elite == "mean":
         action = mean[0].clone()
+    elif elite == "sure":
+        quiet, z_t = [], z
+        for _ in range(horizon):
+            quiet.append(model.pi(z_t, torch.zeros_like(mask)))
+            z_t = model.next(z_t, quiet[-1])
+        candidates = [quiet, list(mean)] + [plans[n] for n in order]
+        action = sure_plan(model, z, candidates, gamma, settings.caution)[0].clone()
     else:
         draw = [math.log(s + 1e-9) + float(g) for s, g in zip(score, noise.gumbel[b], strict=True)]
         action = plans[order[draw.index(max(draw))]][0].clone()

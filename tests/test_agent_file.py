@@ -75,7 +75,7 @@ def rewrite(path, change_meta=lambda meta: None, change=lambda tensors: None):
         (lambda p: rewrite(p, lambda m: m["config"].update(obs_dim=10**9)), "obs_dim must be at most"),
         (lambda p: rewrite(p, lambda m: m["config"].update(temperature=math.nan)), "temperature must be a number"),
         (lambda p: rewrite(p, lambda m: m["config"].update(std_min=-1.0)), "std_min must be at least 0"),
-        (lambda p: rewrite(p, lambda m: m["config"].update(elite="best")), "elite must be one of sample, mean"),
+        (lambda p: rewrite(p, lambda m: m["config"].update(elite="best")), "elite must be one of sample, mean, sure"),
         (lambda p: rewrite(p, lambda m: m.update(tasks=["../x", "right"])), "tasks in its header names '../x'"),
         (lambda p: rewrite(p, lambda m: m.update(tasks=["a\nb", "right"])), "tasks in its header names 'a"),
         (lambda p: rewrite(p, lambda m: m.update(tasks=["a:../x", "right"])), "tasks in its header names"),

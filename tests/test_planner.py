@@ -51,6 +51,7 @@ def fast_model(params, task):
         reward=lambda z, a: wm.decode(wm.reward(params, z, a, task), BINS64),
         pi=lambda z, eps: wm.pi(params, z, task, eps).action,
         q=lambda z, a, heads: wm.decode(wm.q(params, z, a, task, heads), BINS64).mean(0),
+        q_heads=lambda z, a: wm.decode(wm.q(params, z, a, task), BINS64),
     )
 
 
@@ -86,7 +87,7 @@ class Case:
 # ---------------------------------------------------------------- agreement with the naive planner
 
 
-@pytest.mark.parametrize("explore, elite", itertools.product([True, False], ["sample", "mean"]))
+@pytest.mark.parametrize("explore, elite", itertools.product([True, False], ["sample", "mean", "sure"]))
 @pytest.mark.parametrize("step", STEPS)
 def test_plan_agrees_with_naive(step, explore, elite):
     weight = planner.policy_weight(step, 2_000_000, 10_000_000)
@@ -119,6 +120,12 @@ def test_plan_agrees_with_naive_at_size_s():
 )
 def test_plan_agrees_with_naive_at_other_settings(changes):
     Case(settings=SMALL._replace(**changes), seed=7).check(0.4)
+
+
+@pytest.mark.parametrize("caution", [0.0, 0.3, 1.0, 2.0])
+def test_sure_plans_agree_with_naive(caution):
+    """Around 0.3 some environments keep the policy's plan and some do not."""
+    Case(settings=SMALL._replace(caution=caution), seed=3).check(0.5, False, "sure")
 
 
 def test_plan_agrees_with_naive_without_policy_plans():
@@ -231,13 +238,14 @@ def test_refit_never_weighs_nan():
 # ---------------------------------------------------------------- promises of plan()
 
 
-def toy(reward, pi=None, value=None):
+def toy(reward, pi=None, value=None, heads=None):
     """A model of pure functions: the latent is a point that the action moves."""
     return Model(
         next=lambda z, a: z + a,
         reward=reward,
         pi=pi or (lambda z, eps: torch.tanh(eps) + 0 * z),
         q=lambda z, a, heads: z[..., 0] * 0 if value is None else value(z),
+        q_heads=heads or (lambda z, a: (z[..., 0] * 0 if value is None else value(z)).expand(2, *a.shape[:-1])),
     )
 
 
@@ -306,7 +314,7 @@ def test_policy_plans_stay_in_the_sample_set():
         assert got.action.item() == pytest.approx(0.123) and (got.value[:, :2] == 0).all()
 
 
-@pytest.mark.parametrize("elite", ["sample", "mean"])
+@pytest.mark.parametrize("elite", ["sample", "mean", "sure"])
 @pytest.mark.parametrize("seed", range(5))
 def test_nan_returns_are_never_chosen(seed, elite):
     """NaN wherever a[0] > 0. All other returns are below -100, so a NaN that counts as 0 would win."""
@@ -319,7 +327,7 @@ def test_nan_returns_are_never_chosen(seed, elite):
     assert (got.action[:, 0] <= 0).all() and (got.mean[..., 0] <= 0).all() and got.std.isfinite().all()
 
 
-@pytest.mark.parametrize("explore, elite", itertools.product([True, False], ["sample", "mean"]))
+@pytest.mark.parametrize("explore, elite", itertools.product([True, False], ["sample", "mean", "sure"]))
 def test_actions_stay_in_range_and_masked_dims_at_zero(explore, elite):
     mask = torch.tensor([[1.0, 1, 1], [1, 0, 1], [0, 0, 1]]).repeat(20, 1)
     # The policy masks its own actions, as the world model's does; the return would love to use the masked dims.
@@ -327,7 +335,7 @@ def test_actions_stay_in_range_and_masked_dims_at_zero(explore, elite):
         lambda z, a: 9 * a.sum(-1),
         pi=lambda z, eps: torch.tanh(3 * eps + 0 * z) * mask.unsqueeze(1),
     )
-    settings = Settings(num_samples=40, num_elites=10, num_pi=4, std_min=0.5)
+    settings = Settings(num_samples=40, num_elites=10, num_pi=4, std_min=0.5, caution=0.0)
     seen = []
     for seed in range(3):
         for weight in (0.0, 0.5, 1.0):
@@ -366,7 +374,7 @@ def test_noise_in_masked_dims_is_ignored():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("elite", ["sample", "mean"])
+@pytest.mark.parametrize("elite", ["sample", "mean", "sure"])
 def test_exploration_adds_the_final_std_to_the_first_action(elite):
     case = Case()
     still = planner.plan(case.model, *case.inputs(), explore=False, elite=elite)
@@ -392,6 +400,77 @@ def test_elites_are_drawn_in_proportion_to_their_weight():
     share = torch.stack([(got.action - 0.1 * k).abs().lt(1e-4).float().mean() for k in (1, 2, 3, 4)])
     want = torch.cat([torch.softmax(0.5 * returns[:3], 0), torch.zeros(1)])
     torch.testing.assert_close(share, want, rtol=0, atol=5 * 0.5 / n**0.5)
+
+
+# ---------------------------------------------------------------- being sure
+
+
+def test_advantages_by_hand():
+    """One dimension, H = 2, two heads of 10 z + a and 20 z + a, z' = z + a, reward a, discount 1/2, the policy says 0."""
+    model = toy(lambda z, a: a[..., 0], pi=lambda z, eps: 0 * (z + eps),
+                heads=lambda z, a: torch.stack((10 * z + a, 20 * z + a))[..., 0])  # fmt: skip
+    plans = torch.tensor([[0.0, 0.0], [1.0, -1.0], [0.5, 0.5]]).T.reshape(1, 2, 3, 1)
+    got = planner.advantages(model, torch.tensor([[[1.0]]]), plans, torch.tensor([0.5]))
+    # Plan (1, -1): h = 0: Q(1, 1) - Q(1, 0) = 1; h = 1: 1 + (10 * 2 - 1 - 10) / 2 = 5.5 and 1 + (20 * 2 - 1 - 20) / 2
+    # = 10.5; h = 2: 1 - 1/2 + (10 * 1 - 10) / 4 = 0.5. Plan (.5, .5): .5; .5 + (15.5 - 10) / 2 = 3.25 and 5.75;
+    # .5 + .25 + (20 - 10) / 4 = 3.25 and 5.75.
+    want = torch.tensor([[0, 1, 0.5], [0, 1, 0.5], [0, 5.5, 3.25], [0, 10.5, 5.75], [0, 0.5, 3.25], [0, 0.5, 5.75]])
+    torch.testing.assert_close(got, want.unsqueeze(1))
+    mean, std = want.mean(0), want.std(0)
+    for caution in (0.0, 0.5, 1.0, 2.0):
+        chosen = planner.surest(model, torch.tensor([[[1.0]]]), plans, torch.tensor([0.5]), caution)
+        assert chosen.item() == (mean - caution * std).argmax().item()
+    assert planner.surest(model, torch.tensor([[[1.0]]]), plans, torch.tensor([0.5]), 9.0).item() == 0
+
+
+def cliff(right: float):
+    """A model that was learned where |z| < 1: the truth there is -(z - right)^2 a step and as value, the policy stays.
+
+    Beyond, its five heads say too much, each its own, and so does its reward: as networks do where there is no data.
+    """
+
+    def beyond(z):
+        return (z[..., 0].abs() - 1).clamp(min=0)
+
+    def truth(z):
+        return -(z[..., 0] - right).square()
+
+    return toy(
+        lambda z, a: truth(z + a) + 40 * beyond(z + a),
+        pi=lambda z, eps: 0.1 * torch.tanh(eps) + 0 * z,
+        value=lambda z: 3 * truth(z) + 40 * beyond(z),
+        heads=lambda z, a: torch.stack([truth(z + a) + 2 * truth(z + a) + k * beyond(z + a) for k in (0, 15, 30, 60, 95)]),
+    ), truth  # fmt: skip
+
+
+def test_a_wrong_value_outside_of_the_data_is_walked_into_unless_sure():
+    """The best place is 0.4; behind 1 there is nothing, but model and heads promise more and more there."""
+    model, _ = cliff(0.4)
+    settings = Settings(num_samples=128, num_elites=16, num_pi=8, std_min=0.03)
+    rash = run(model, settings, 32, 1, explore=False).action
+    sure = run(model, settings, 32, 1, explore=False, elite="sure").action
+    assert (rash.abs() > 0.7).float().mean() > 0.9  # three such steps end far beyond 1
+    assert (sure.abs() < 0.7).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_replaces_the_policys_plan_is_better_where_the_ways_of_reckoning_hold_the_truth(seed):
+    """If the true advantage is within `caution` deviations of the mean of all ways, no worse plan is ever chosen."""
+    generator = torch.Generator().manual_seed(seed)
+    true = torch.randn(1000, 20, generator=generator)
+    true[:, 0] = 0
+    error = torch.randn(20, 1000, 20, generator=generator) * torch.rand(1, 1000, 20, generator=generator) * 3
+    error += torch.randn(1, 1000, 20, generator=generator) * error.std(0)  # that all ways share
+    error[..., 0] = 0
+    within = error.mean(0).abs() <= 2 * error.std(0)
+    ways = torch.where(within, true + error, -9.0 - torch.arange(20).view(-1, 1, 1) * 0)
+    steps = iter(ways.view(4, 5, 1000, 20))
+    model = toy(lambda z, a: 0 * a[..., 0], heads=lambda z, a: next(steps))
+    chosen = planner.surest(model, torch.zeros(1000, 1, 1), torch.zeros(1000, 3, 20, 1), torch.ones(1000), 2.0)
+    gained = true.gather(1, chosen.unsqueeze(1))
+    assert gained.min() >= 0 and (chosen > 0).float().mean() > 0.1
+    rash = true.gather(1, ways.mean(0).argmax(1, keepdim=True))
+    assert rash.min() < -0.5  # by the mean alone, worse ones are
 
 
 def test_same_generator_same_plan():
