@@ -462,7 +462,8 @@ def act(
         eps = torch.zeros(shape, device=obs.device)
         eps = eps.normal_(generator=generator) if explore else eps
         action = wm.pi(agent.params, z, tables, eps).action
-        return Plan(action, torch.zeros_like(warm), torch.zeros_like(warm), action.new_zeros(len(task), 1))
+        nothing = torch.zeros_like(warm)
+        return Plan(action, nothing, nothing, action.new_zeros(len(task), 1), nothing)
     bins, settings = wm.make_bins(cfg.num_bins, device=obs.device), plan_settings(cfg)
     weight = planner.policy_weight(step, cfg.constraint_start, cfg.constraint_duration) * agent.guided[task]
     num_q = agent.params["q.0.weight"].shape[0]

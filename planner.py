@@ -62,6 +62,7 @@ class Plan(NamedTuple):
     mean: Tensor  # (B, H, A) the fitted Gaussian: hand `mean` to the next call as its warm start
     std: Tensor  # (B, H, A)
     value: Tensor  # (B, N) predicted return of each plan of the last iteration
+    chosen: Tensor  # (B, H, A) the plan whose first action is executed, before exploration
 
 
 def draw_noise(
@@ -224,16 +225,17 @@ def plan(
         mean, std = mean * mask_h, std * mask_h
 
     if elite == "mean":
-        action = mean[:, 0]
+        plans, index = mean.unsqueeze(2), torch.zeros_like(first, dtype=torch.long)
     elif elite == "sure":
         own = policy_plans(model, z, torch.zeros_like(noise.pi[:, :, :1]))
         plans = torch.cat((own, mean.unsqueeze(2), elites), 2)
-        chosen = surest(model, z, plans, discount, settings.caution)
-        action = plans[:, 0].gather(1, chosen[:, None, None].expand(-1, 1, mask.shape[1])).squeeze(1)
+        index = surest(model, z, plans, discount, settings.caution)
     else:
         # Gumbel-argmax draws an elite in proportion to its weight. No temperature: argmax(x / T) is the same for all T.
-        chosen = ((weight + 1e-9).log() + noise.gumbel).argmax(1)  # (B,)
-        action = elites[:, 0].gather(1, chosen[:, None, None].expand(-1, 1, mask.shape[1])).squeeze(1)
+        plans, index = elites, ((weight + 1e-9).log() + noise.gumbel).argmax(1)
+    index = index[:, None, None, None].expand(-1, settings.horizon, 1, mask.shape[1])
+    chosen = plans.gather(2, index).squeeze(2)  # (B, H, A)
+    action = chosen[:, 0]
     if explore:
         action = action + std[:, 0] * noise.final
-    return Plan(action.clamp(-1, 1), mean, std, value)
+    return Plan(action.clamp(-1, 1), mean, std, value, chosen)

@@ -173,7 +173,7 @@ def sure_plan(model, z, plans, gamma, caution):
 
 
 def plan_one(model, z, warm, first, mask, gamma, settings, noise, b, weight, explore, elite):
-    """Plan for environment b alone -> action (A,), mean (H, A), std (H, A), values of the last iteration (N,)."""
+    """Plan for environment b alone -> action (A,), mean (H, A), std (H, A), values of the last plans (N,), plan (H, A)."""
     horizon, num_pi, dims = settings.horizon, settings.num_pi, range(len(mask))
 
     # The policy's own plans, in the sample set of every iteration.
@@ -228,25 +228,26 @@ def plan_one(model, z, warm, first, mask, gamma, settings, noise, b, weight, exp
                 mean[t, i], std[t, i] = m * mask[i], clamped * mask[i]
 
     if elite == "mean":
-        action = mean[0].clone()
+        plan = mean
     elif elite == "sure":
         quiet, z_t = [], z
         for _ in range(horizon):
             quiet.append(model.pi(z_t, torch.zeros_like(mask)))
             z_t = model.next(z_t, quiet[-1])
         candidates = [quiet, list(mean)] + [plans[n] for n in order]
-        action = sure_plan(model, z, candidates, gamma, settings.caution)[0].clone()
+        plan = torch.stack(sure_plan(model, z, candidates, gamma, settings.caution))
     else:
         draw = [math.log(s + 1e-9) + float(g) for s, g in zip(score, noise.gumbel[b], strict=True)]
-        action = plans[order[draw.index(max(draw))]][0].clone()
+        plan = torch.stack(plans[order[draw.index(max(draw))]])
+    action = plan[0].clone()
     if explore:
         action = action + std[0] * noise.final[b]
-    return torch.clamp(action, -1, 1), mean, std, torch.tensor(raw, dtype=z.dtype)
+    return torch.clamp(action, -1, 1), mean, std, torch.tensor(raw, dtype=z.dtype), plan
 
 
 @torch.no_grad()
 def plan(models, z, warm, first, mask, discount, settings, noise, policy_weight=0.0, explore=True, elite="sample"):
-    """models: one Model per environment, the rest as in planner.plan  ->  action, mean, std, value, stacked."""
+    """models: one Model per environment, the rest as in planner.plan  ->  action, mean, std, value, plan, stacked."""
     rows = []
     for b, model in enumerate(models):
         gamma, is_first = float(discount[b]), bool(first[b])
