@@ -20,7 +20,9 @@ training. Over-estimation is (predicted - real) / |return of the episode|.
 
 import csv
 import functools
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,8 +30,11 @@ import matplotlib
 import numpy as np
 import torch
 import tyro
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import machine
+
 import agent_file
 import command
 import envs
@@ -37,7 +42,6 @@ import eval as evaluation
 import newt
 import planner
 import world_model as wm
-from envs.browse import in_processes
 
 HERE = Path(__file__).parent
 FREE = "constraint_start=0,constraint_duration=0"  # the search starts from the shifted plan and std_max
@@ -158,6 +162,7 @@ def measure(name: str, cfg: Planning) -> list[dict]:
                 total += reward
             played.append((total, info["success"], info["score"]))
         ret, success, score = np.mean(played, 0)
+        success = success if judge.row.success_defined else np.nan
         row = {"task": name, "variant": words, "episodes": cfg.episodes, "return": ret, "success": success,
                "score": score} | {key: np.mean([row[key] for row in judged]) for key in judged[0]}  # fmt: skip
         for who in ("", "policy_"):
@@ -186,7 +191,7 @@ def draw(rows: list[dict], path: Path) -> None:
                             if row["variant"] == words]) for words in variants]  # fmt: skip
         right.barh(np.arange(len(variants)) + 0.25 * i, sizes, 0.25, label=part)
     right.set_yticks(np.arange(len(variants)) + 0.25, [names[words] for words in variants])
-    right.set(title="promised beyond what came, more than for the policy's plan\n(share of the return, median of tasks)")
+    right.set(title="promised beyond what came, more than the policy's\n(share of the return, median of tasks)")
     right.title.set_fontsize(9)
     right.legend(fontsize=8)
     right.invert_yaxis()
@@ -198,8 +203,9 @@ def main(cfg: Planning) -> None:
     names = envs.select(cfg.tasks) if cfg.tasks else list(agent.tasks)
     for words in cfg.variants:
         variant(agent.cfg, words)
-    rows = [row for part in in_processes(functools.partial(measure, cfg=cfg), names, cfg.workers, "tasks")
-            for row in part]  # fmt: skip
+    with ProcessPoolExecutor(cfg.workers or machine.cores(), multiprocessing.get_context("spawn")) as pool:
+        parts = pool.map(functools.partial(measure, cfg=cfg), names)
+        rows = [row for part in tqdm(parts, total=len(names), desc="tasks", disable=None) for row in part]
     with open(HERE / f"{cfg.name}.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
