@@ -68,8 +68,8 @@ class Config:
     std_max: float = 2.0
     """initial and largest standard deviation of the planning Gaussian"""
     elite: Literal["sample", "mean", "sure"] = "sample"
-    """which action a decision executes: a weighted random elite's (published), the Gaussian's mean, or that of the
-    elite that is most surely better than the policy's own plan, if one is, else the policy's"""
+    """which action a decision executes in evaluation: a weighted random elite's (published, and while exploring), the
+    Gaussian's mean, or that of the elite that is most surely better than the policy's own plan, else the policy's"""
     caution: float = 2.0
     """how sure: standard deviations of all that the model says of a plan, by which it must beat the policy's"""
     constraint_start: int = 2_000_000

@@ -41,7 +41,7 @@ import experts
 from agent_config import Config
 
 STARTER = (  # of five suites, all learned from recordings in minutes
-    "mw-button-press,mw-door-open,mw-drawer-close,mw-faucet-open,"
+    "mw-door-open,mw-drawer-close,mw-faucet-open,mw-window-open,"
     "mujoco-reacher,lunarlander-hover,og-point-maze,pygame-landing"
 )
 
@@ -160,6 +160,7 @@ LAPTOP = Train(
         num_pi=8,
         iterations=4,
         std_min=0.03,
+        elite="sure",
     ),
 )
 # With neither demonstrations nor a checkpoint there is no good plan to refine yet: search wider, learn twice as often

@@ -61,7 +61,7 @@ class Planning:
     episodes: int = 10
     """per task and variant"""
     moments: int = 3
-    """judged in each episode"""
+    """judged in each episode; 0 for tasks of your own, whose state can't be saved"""
     seed: int = 1000
     """of starts and noise"""
     workers: int = 0
@@ -158,14 +158,16 @@ def measure(name: str, cfg: Planning) -> list[dict]:
                     away = (chosen - own)[:, : judge.row.action_dim].square().mean().sqrt()
                     judged.append(row | {"distance": float(away)})
                 warm = plan.mean
-                obs, reward, _, _, info = judge.step(plan.action)
+                obs, reward, terminated, truncated, info = judge.step(plan.action)
                 total += reward
+                if terminated or truncated:
+                    break
             played.append((total, info["success"], info["score"]))
         ret, success, score = np.mean(played, 0)
         success = success if judge.row.success_defined else np.nan
-        row = {"task": name, "variant": words, "episodes": cfg.episodes, "return": ret, "success": success,
-               "score": score} | {key: np.mean([row[key] for row in judged]) for key in judged[0]}  # fmt: skip
-        for who in ("", "policy_"):
+        row = {"task": name, "variant": words, "episodes": cfg.episodes, "return": ret, "success": success}
+        row |= {"score": score} | {key: np.mean([row[key] for row in judged]) for key in (judged or [{}])[0]}
+        for who in ("", "policy_") if judged else ():
             row[f"{who}overestimation"] = (row[f"{who}predicted"] - row[f"{who}real"]) / abs(ret)
         rows.append({key: round(float(x), 4) if isinstance(x, float) else x for key, x in row.items()})
     return rows
@@ -186,7 +188,7 @@ def draw(rows: list[dict], path: Path) -> None:
     left.set_xticks(np.arange(len(tasks)) + 0.4 - width / 2, tasks, rotation=20, ha="right")
     left.set(ylabel="score", title="score (mean)")
     left.legend(fontsize=8)
-    for i, part in enumerate(("reward", "dynamics", "value")):
+    for i, part in enumerate(("reward", "dynamics", "value") if "value" in rows[0] else ()):
         sizes = [np.median([(row[part] - row[f"policy_{part}"]) / abs(row["return"]) for row in rows
                             if row["variant"] == words]) for words in variants]  # fmt: skip
         right.barh(np.arange(len(variants)) + 0.25 * i, sizes, 0.25, label=part)
@@ -217,7 +219,7 @@ def main(cfg: Planning) -> None:
         own = [row for row in rows if row["variant"] == words]
         success = evaluation.mean_of_defined([r["success"] for r in own])
         gain = np.mean([(r["return"] - base[r["task"]]) / abs(base[r["task"]]) for r in own])
-        over = np.mean([r["overestimation"] for r in own])
+        over = np.mean([r.get("overestimation", np.nan) for r in own])
         print(f"{words:56}{success:9.3f}{np.mean([r['score'] for r in own]):9.3f}{gain:16.4f}{over:17.3f}")
 
 

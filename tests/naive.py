@@ -173,7 +173,7 @@ def sure_plan(model, z, plans, gamma, caution):
 
 
 def plan_one(model, z, warm, first, mask, gamma, settings, noise, b, weight, explore, elite):
-    """Plan for environment b alone -> action (A,), mean (H, A), std (H, A), values of the last plans (N,), plan (H, A)."""
+    """Plan for environment b alone -> action (A,), mean (H, A), std (H, A), values (N,), plan (H, A)."""
     horizon, num_pi, dims = settings.horizon, settings.num_pi, range(len(mask))
 
     # The policy's own plans, in the sample set of every iteration.

@@ -30,6 +30,12 @@ def test_save_and_load(tmp_path):
     assert torch.equal(act(a)[0].action, act(b)[0].action)
 
 
+def test_settings_younger_than_the_file_have_their_defaults(tmp_path):
+    agent_file.save(tmp_path / "a.safetensors", agent())
+    rewrite(tmp_path / "a.safetensors", lambda meta: meta["config"].pop("caution"))
+    assert agent_file.load(tmp_path / "a.safetensors")[0].cfg == agent().cfg
+
+
 def test_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     agent_file.save(path, agent())
@@ -63,6 +69,7 @@ def rewrite(path, change_meta=lambda meta: None, change=lambda tensors: None):
         (lambda p: rewrite(p, lambda m: m.update(version=99)), "format 99, this program reads 1"),
         (lambda p: rewrite(p, lambda m: m["config"].update(magic=1)), "settings they know: magic"),
         (lambda p: rewrite(p, lambda m: m["config"].pop("rho")), "settings they know: rho"),
+        (lambda p: rewrite(p, lambda m: m["config"].pop("caution") and m["config"].pop("tau")), "they know: tau"),
         (lambda p: rewrite(p, change=lambda t: t.pop("pi.0.weight")), "its own header describes: pi.0.weight"),
         (lambda p: rewrite(p, change=lambda t: t.pop("guided")), "its own header describes"),
         (lambda p: rewrite(p, change=lambda t: t.update(extra=torch.zeros(1))), "its own header describes"),

@@ -253,6 +253,19 @@ def test_constrained_planning_is_for_guided_tasks():
     torch.testing.assert_close(plans[(True, True), 100].mean, free)  # over for all after its last step
 
 
+def test_sure_is_for_evaluation():
+    """Exploring is as published; otherwise an untrained model is sure of nothing, and the policy's action is taken."""
+    rash, sure = (agent(replace(CFG, elite=elite, caution=5.0)) for elite in ("sample", "sure"))
+    for part in ("q.2.weight", "reward.2.weight"):  # far from their initial zeros
+        noise = 3 * torch.randn(rash.params[part].shape, generator=torch.Generator().manual_seed(1))
+        rash.params[part].data += noise
+        sure.params[part].data += noise
+    assert torch.equal(act(rash, explore=True)[0].action, act(sure, explore=True)[0].action)
+    policy = act(sure, use_planner=False)[0].action
+    torch.testing.assert_close(act(sure)[0].action, policy)
+    assert not torch.allclose(act(rash)[0].action, policy, atol=0.1)
+
+
 def test_actions_are_bounded_and_masked():
     for options in ({}, {"explore": True}, {"use_planner": False}, {"use_planner": False, "explore": True}):
         plan, task = act(agent(), **options)
