@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -36,8 +36,9 @@ class Eval:
     """episodes per task"""
     seed: int = 0
     """same seed, same numbers"""
-    planner: Literal["on", "off"] = "on"
-    """off: act by the policy prior's mean, without planning (much faster)"""
+    planner: Literal["on", "off", "auto"] = "on"
+    """off: act by the policy prior's mean, without planning (much faster); auto: for each task whatever did best in a few
+    episodes before: no planner, or one of two kinds (--elite sample or sure, agent_config.py)"""
     json: Path | None = None
     """also write the table and every episode to this file"""
     video: Path | None = None
@@ -68,6 +69,7 @@ from command import run
 from envs.vector import VectorEnv
 
 Policy = Literal["planner", "policy", "random"]
+TRIED_EPISODES = 4  # of each way, for --planner auto
 ENVS_AT_ONCE = 64  # environments held in memory and planned for together
 
 
@@ -326,6 +328,37 @@ def record(agent: newt.Agent, tasks: list[str], path: Path, seed: int = 0, step:
     imageio.mimwrite(path, np.concatenate(rows, 1), fps=30, macro_block_size=1)
 
 
+WAYS = ("off", "sample", "sure")  # to decide: by the policy alone, or by the planner with this `elite`
+
+
+def play(agent: newt.Agent, ways: dict[str, str], episodes: int, seed: int, step: int, workers: int | None) -> dict:
+    """Evaluate each task in a way of its own: WAYS, or "on", as the agent's own settings say. As `evaluate` does."""
+    results, own = {}, agent.cfg
+    try:
+        for way in dict.fromkeys(ways.values()):
+            agent.cfg = replace(own, elite=way) if way in ("sample", "sure") else own
+            tasks, policy = [task for task in ways if ways[task] == way], "policy" if way == "off" else "planner"
+            results |= evaluate(agent, tasks, episodes, seed, policy, step, workers, f"evaluate, planner {way}")
+    finally:
+        agent.cfg = own
+    return {task: results[task] for task in ways}
+
+
+def choose_ways(agent: newt.Agent, tasks: list[str], seed: int, step: int, workers: int | None) -> dict[str, str]:
+    """The way to decide that each task did best with, by score and then by return, in episodes that begin alike.
+
+    Which one is best isn't known beforehand: after demonstrations the policy knows what the model only believes, and a
+    policy from scratch may lag far behind its planner, or, where episodes end, be ruined by it (results/planning.csv).
+    """
+    tried = {way: play(agent, dict.fromkeys(tasks, way), TRIED_EPISODES, seed + 1, step, workers) for way in WAYS}
+
+    def worth(task: str, way: str) -> tuple[float, float]:
+        score, ret = (np.mean([getattr(e, field) for e in tried[way][task]]) for field in ("score", "ret"))
+        return (0.0 if np.isnan(score) else score), ret
+
+    return {task: max(WAYS, key=lambda way: worth(task, way)) for task in tasks}
+
+
 def main(cfg: Eval) -> None:
     command.check_fields(cfg, RANGES)
     if cfg.json:
@@ -346,12 +379,14 @@ def main(cfg: Eval) -> None:
         if row.obs_dim > agent.cfg.obs_dim or row.action_dim != dims:
             sizes = f"{agent.cfg.obs_dim} observations and {dims} actions of {name}"
             raise ValueError(f"{cfg.ckpt} is for {sizes}, which has {row.obs_dim} and {row.action_dim}")
-    policy = "planner" if cfg.planner == "on" else "policy"
-    results = evaluate(agent, tasks, cfg.episodes, cfg.seed, policy, meta["step"], cfg.workers or None)
+    workers, ways = cfg.workers or None, dict.fromkeys(tasks, cfg.planner)
+    if cfg.planner == "auto":
+        ways = choose_ways(agent, tasks, cfg.seed, meta["step"], workers)
+    results = play(agent, ways, cfg.episodes, cfg.seed, meta["step"], workers)
     try:
         if cfg.json:  # before anything is printed, which may fail, too
             report = {
-                "ckpt": str(cfg.ckpt), "step": meta["step"], "seed": cfg.seed, "planner": cfg.planner,
+                "ckpt": str(cfg.ckpt), "step": meta["step"], "seed": cfg.seed, "planner": ways,
                 "tasks": {  # JSON has no NaN
                     name: [{k: None if np.isnan(x) else x for k, x in e._asdict().items()} for e in episodes]
                     for name, episodes in results.items()
@@ -361,11 +396,16 @@ def main(cfg: Eval) -> None:
     finally:
         title = f"step {meta['step']}  {cfg.episodes} episodes per task  seed {cfg.seed}  planner {cfg.planner}"
         print(f"{cfg.ckpt}  {title}\n{table(results)}", flush=True)
+        if cfg.planner == "auto":
+            groups = {way: [task for task in tasks if ways[task] == way] for way in WAYS}
+            said = "; ".join(f"{way}: {', '.join(group)}" for way, group in groups.items() if group)
+            print(f"planner, by {TRIED_EPISODES} episodes of each before: {said}")
     failed = []
     for name in tasks if cfg.video else ():
         try:
             path = cfg.video / f"{envs.file_name(name)}.mp4"
-            record(agent, [name], path, cfg.seed, meta["step"], cfg.planner == "on")
+            shown = replace(agent.cfg, elite=ways[name]) if ways[name] in ("sample", "sure") else agent.cfg
+            record(replace(agent, cfg=shown), [name], path, cfg.seed, meta["step"], ways[name] != "off")
         except Exception as error:  # costs this film, not the others
             failed.append(f"{name}: {error}")
     if failed:

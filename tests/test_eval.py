@@ -293,3 +293,26 @@ def test_the_json_is_tried_first(ckpt, tmp_path, monkeypatch):
     for cfg in (evaluation.Eval(ckpt, json=tmp_path), evaluation.Eval(ckpt, video=ckpt)):
         with pytest.raises(OSError, match="^cannot write "):
             evaluation.main(cfg)
+
+
+def test_auto_takes_the_way_that_did_best(ckpt, tmp_path, monkeypatch, capsys):
+    """By score, then by return; the policy alone where all are equal. Then only that way is evaluated."""
+    said = {  # way -> (return, score) of each task
+        "off": {"mw-reach": (10.0, 0.5), "mw-drawer-close": (7.0, 1.0)},
+        "sample": {"mw-reach": (90.0, 0.25), "mw-drawer-close": (7.0, 1.0)},
+        "sure": {"mw-reach": (11.0, 0.5), "mw-drawer-close": (6.0, 1.0)},
+    }
+    asked = []
+
+    def evaluate(agent, tasks, episodes, seed, policy, step, workers, title):
+        way = "off" if policy == "policy" else agent.cfg.elite
+        asked.append((way, tuple(tasks), episodes, seed))
+        return {task: [Episode(said[way][task][0], 0.0, said[way][task][1], 100)] * episodes for task in tasks}
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    path = tmp_path / "r.json"
+    evaluation.main(evaluation.Eval(ckpt, episodes=9, seed=3, planner="auto", json=path, workers=1))
+    assert asked[:3] == [(way, tuple(TASKS), 4, 4) for way in said]  # all begin alike, and not as the episodes below
+    assert asked[3:] == [("sure", ("mw-reach",), 9, 3), ("off", ("mw-drawer-close",), 9, 3)]
+    assert json.loads(path.read_text())["planner"] == {"mw-reach": "sure", "mw-drawer-close": "off"}
+    assert "of each before: off: mw-drawer-close; sure: mw-reach" in capsys.readouterr().out
