@@ -37,8 +37,8 @@ class Eval:
     seed: int = 0
     """same seed, same numbers"""
     planner: Literal["on", "off", "auto"] = "on"
-    """off: act by the policy prior's mean, without planning (much faster); auto: for each task whatever did best in a few
-    episodes before: no planner, or one of two kinds (--elite sample or sure, agent_config.py)"""
+    """off: act by the policy prior's mean, without planning (much faster); auto: for each task what did best in a few
+    episodes before: no planner, or one of two kinds (elite sample or sure, agent_config.py)"""
     json: Path | None = None
     """also write the table and every episode to this file"""
     video: Path | None = None

@@ -132,10 +132,11 @@ RANGES = {  # of every number above: smallest and largest value
     "buffer_steps": (1, 10**15),
 }
 
-# Chosen by measuring, on two CPU cores (README): the published planner and network would take weeks there. Sampling by
-# task: by episode the two 500-step tasks of the starter would get a sixteenth of the online samples. More imitation, a
+# Chosen by measuring, on two CPU cores (results/README.md): the published planner and network would take weeks there.
+# Sampling by task: by episode those with long episodes would get a small share of the online samples. More imitation, a
 # narrower search and falling learning rates: so few updates don't make the values good enough to leave the
-# demonstrations, and with constant rates single tasks came and went between evaluations.
+# demonstrations, and with constant rates single tasks came and went between evaluations. For the same reason plans
+# that are executed in an evaluation must be surely better than the policy's own.
 LAPTOP = Train(
     preset="laptop",
     demo_episodes=40,
