@@ -65,7 +65,7 @@ SCRIPTS = {  # how names of tasks begin -> module with their player(env, obs, nu
     "ms-reach": "envs.maniskill_players",
     "ms-pick-": "envs.maniskill_players",
     "ms-poke-cube": "envs.maniskill_players",
-    "ms-push-cube": "envs.maniskill_players",
+    "ms-push-": "envs.maniskill_players",
     "ms-pull-cube": "envs.maniskill_players",
     "ms-stack-cube": "envs.maniskill_players",
     "ms-place-sphere": "envs.maniskill_players",
