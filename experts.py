@@ -62,6 +62,7 @@ SCRIPTS = {  # how names of tasks begin -> module with their player(env, obs, nu
     "rd-open-slide": "envs.robodesk",
     "rd-flat-block-in-bin": "envs.robodesk",
     "ms-cartpole-": "envs.maniskill_bodies",
+    "ms-anymal-reach": "envs.maniskill_bodies",
     "ms-reach": "envs.maniskill_players",
     "ms-pick-": "envs.maniskill_players",
     "ms-poke-cube": "envs.maniskill_players",
