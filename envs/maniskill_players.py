@@ -3,6 +3,7 @@
     move    = the hand goes straight for a point, and most of the way in one agent step
     cone    = the higher above its place the farther the hand is to the side: over obstacles, then down
     grasp   = down the cone with open fingers, close them there, and once they hold go on to the goal
+    press   = the sponge is a millimetre wider than the fingers open: aligned with it, they are pushed down over it
 Nothing is remembered between two steps: the action is a function of the scene, and so of the observation.
 
 Units are metres, radians and agent steps; x is ahead of the robot, z up, and the table's top at z = 0.
@@ -18,7 +19,7 @@ from envs import maniskill_assets as assets
 OPEN, CLOSED = 1.0, -1.0  # as the Panda takes it
 _STEP, _TURN = 0.1, 0.1  # what an input of 1 means: metres, radians
 _REACH = 0.78  # from the base's axis to a hand that points down
-_UP, _AHEAD = np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0])
+_AHEAD, _LEFT, _UP = np.eye(3)
 
 
 def player(env, obs, number):
@@ -34,8 +35,14 @@ def player(env, obs, number):
 
 def _policy(name: str):
     """Task -> function from a scene to an action."""
+    if name == "ms-pick-sponge":
+        return pick_sponge
     if name.startswith("ms-pick") and assets.ycb(name):
         return pick_ycb
+    if name == "ms-push-can":
+        return tip_can
+    if name.startswith("ms-push") and assets.ycb(name):
+        return push_ycb
     if name.startswith("ms-reach"):
         return reach
     if name == "ms-pick-cube-so":
@@ -187,6 +194,57 @@ def pick_ycb(sim) -> np.ndarray:
     matter = body(sim.obj) @ frame(sim.obj).T + place(sim.obj)
     point, angle = grip(matter, center_of_mass(sim.obj), frame(sim.agent.tcp)[:, 1])
     return grasp(sim, point, max(0.06, matter[:, 2].max() - point[2] + 0.03), 0.012, angle * _UP)
+
+
+def pick_sponge(sim) -> np.ndarray:
+    """A millimetre wider than the fingers open: turned along its short side, they are pressed down over it.
+
+    Most of the time goes into the turn: beyond 70 degrees there is not enough of it.
+    """
+    at, sponge, axes, tool = hand(sim), place(sim.obj), frame(sim.obj), frame(sim.agent.tcp)
+    if holds(sim, sim.obj) and sim.agent.robot.get_qpos()[0, -2:].mean() < 0.0397:  # they gave way: it is in between
+        return carry(sim, sim.obj, place(sim.goal_site))
+    angle = np.arctan2(axes[1, 0], axes[0, 0]) - np.arctan2(tool[1, 1], tool[0, 1])
+    angle = (angle + np.pi / 2) % np.pi - np.pi / 2
+    turn = angle * _UP + np.cross(tool[:, 2], -_UP)  # and upright: both fingers have to come down at once
+    aside, along, _ = axes.T @ (at - sponge)
+    target = sponge + np.clip(along, -0.03, 0.03) * axes[:, 1]
+    low = at[2] < 0.03  # the tips are below its upper side
+    if at[2] < 0.042 and abs(angle) < (0.15 if low else 0.06) and abs(aside) < (0.006 if low else 0.0015):
+        if at[2] < 0.014:
+            return act(sim, target * [1, 1, 0] + at * _UP, CLOSED, turn)
+        push = np.array([-0.027, 0, -0.045])  # back, too: the arm gives way ahead
+        return act(sim, target * [1, 1, 0] + at * _UP + push, OPEN, turn)
+    return act(sim, cone(at, target + (0.036 - sponge[2]) * _UP, 0.05), OPEN, turn)
+
+
+def push_ycb(sim) -> np.ndarray:
+    """From behind, with closed fingers, as slowly as there is time for: round things would roll on."""
+    at, thing, goal = hand(sim), place(sim.obj), place(sim.goal_region)
+    matter = body(sim.obj) @ frame(sim.obj).T + thing
+    if goal[0] - thing[0] < 0.08:
+        return act(sim, at, CLOSED)
+    level = max(thing[2], 0.012)
+    behind = np.array([matter[np.abs(matter[:, 1] - thing[1]) < 0.015, 0].min() - 0.02, thing[1], level])
+    gap, top = behind - at, matter[:, 2].max()
+    if np.linalg.norm(gap) < 0.03 or gap[0] < 0 and abs(gap[1]) < 0.02 and at[2] < top - 0.005:
+        return act(sim, behind + 0.041 * _AHEAD, CLOSED)
+    return act(sim, cone(at, behind, max(0.06, top + 0.02 - level)), CLOSED)
+
+
+def tip_can(sim) -> np.ndarray:
+    """Success wants it lying: held near its top, carried to the goal, turned beyond its point of balance, let go."""
+    at, can, goal = hand(sim), place(sim.obj), place(sim.goal_region)
+    tilt = np.arccos(np.clip(frame(sim.obj)[2, 2], -1, 1))
+    if tilt > 0.75:
+        return act(sim, at + 0.03 * _UP, OPEN)
+    if holds(sim, sim.obj):
+        up = 0.01 + 0.051 * np.cos(tilt) + 0.035 * np.sin(tilt) - can[2]  # the lower edge 1 cm above the table
+        return act(sim, at + [np.clip(goal[0] - can[0], -0.05, 0.05), 0, up], CLOSED, -_LEFT)
+    aside = np.linalg.norm((can - at)[:2])
+    above = 0.085 + np.clip(10 * (aside - 0.004), 0, 0.05)  # there are 5 mm beside each finger
+    close = aside < 0.01 and at[2] < 0.097
+    return act(sim, np.array([*can[:2], above]), CLOSED if close else OPEN)
 
 
 def body(thing, n: int = 1500) -> np.ndarray:

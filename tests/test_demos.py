@@ -264,7 +264,7 @@ def test_sources():
     assert experts.source_of("atari-pong") == "search" and experts.source_of("mw-reach", "plan") is None
     assert experts.source_of("walker-walk", "agent") == "agent" and experts.source_of("gym:Pendulum-v1") is None
     none = [name for name in envs.select("all") if experts.source_of(name) is None]
-    assert none == ["ms-ant-walk", "ms-ant-run", "ms-hopper-stand", "ms-hopper-hop", "ms-anymal-reach"]
+    assert none == ["ms-ant-walk", "ms-ant-run", "ms-hopper-stand", "ms-hopper-hop"]
 
 
 ONE_EACH = ["pygame-cowboy", "og-point-arena", "mujoco-inverted-pendulum", "mujoco-reacher"]

@@ -1,6 +1,6 @@
-"""ManiSkill's cartpoles: the scripted player balances, and swings up first where the pole hangs.
+"""ManiSkill's cartpoles and dog: the scripted player balances, swings up first where the pole hangs, and gets there.
 
-Run: pytest tests/test_maniskill_bodies.py            (one episode of each dense task)
+Run: pytest tests/test_maniskill_bodies.py            (one episode of each dense task, three of the dog)
      pytest tests/test_maniskill_bodies.py -m slow    (all four, five episodes)
 """
 
@@ -26,6 +26,15 @@ def test_pole_ends_upright_and_stays(name):
     assert (heights[:3] < -0.9).all() if "swingup" in name else (heights > 0.99).all()
     assert (heights[-400:] > 0.99).all()
     assert score > 0.9
+
+
+def test_dog_trots_to_the_goal_and_stands_there():
+    env = envs.make("ms-anymal-reach")
+    assert experts.source_of("ms-anymal-reach") == "script"
+    for seed in range(3):
+        one = experts.play(env, maniskill_bodies.player, seed, 0)
+        gap = np.linalg.norm(one.obs[:, -2:], axis=1)
+        assert one.score[0] == 1 and gap[0] > 1.9 and gap[-3:].max() < 0.35
 
 
 @pytest.mark.slow
