@@ -69,7 +69,7 @@ import matplotlib.pyplot as plt
 
 
 def show(name: str, axes: str, x, meaning: str) -> None:
-    print(f"{f'{name} ({axes})':26}= {str(tuple(x.shape)):21}{meaning}")
+    print(f"{f'{name} ({axes})':31}= {str(tuple(x.shape)):21}{meaning}")
 
 
 def check(name: str, by_hand: Tensor, there: Tensor) -> None:
@@ -167,6 +167,8 @@ def update(agent: newt.Agent, batch: Batch, show: Callable) -> None:
     bins, num_q, discount = wm.make_bins(cfg.num_bins), len(params["q.0.weight"]), agent.discount[batch.task]
     # Noise is an argument, so that the same update can be taken twice: here, and in newt.py.
     noise = newt.draw_update_noise(horizon, size, cfg.action_dim, num_q, agent.generator)
+    show("noise.eps_td", "H, B, A", noise.eps_td, "standard normal, for the policy's actions; eps_pi has H+1 steps")
+    show("noise.heads_td", "2", noise.heads_td, "which two heads of the ensemble to ask; so has heads_pi")
 
     # ---- what should have been predicted: no gradient flows here, or the encoder could make everything one point
     with torch.no_grad():
@@ -242,6 +244,8 @@ def update(agent: newt.Agent, batch: Batch, show: Callable) -> None:
     error = ((policy.action[:-1] - batch.action).square() * mask).sum(-1) / mask.sum(-1)  # (H, B)
     imitate = cfg.online_bc_coef * agent.guided[batch.task]  # 0 here: without demonstrations it would imitate itself
     want = (rho[:, None] * (cfg.entropy_coef * entropy + q / q_scale)).sum(0)
+    show("entropy", "H+1, B", entropy, "made larger as well, but counts little")
+    show("error", "H, B", error, "distance to the batch's action: imitation, for tasks with demonstrations")
     check("loss/bc", error.mean(), metrics["loss/bc"])
     loss = (imitate * (step * error).sum(0) - want).mean()
     check("loss/pi", loss, metrics["loss/pi"])
@@ -257,18 +261,21 @@ def update(agent: newt.Agent, batch: Batch, show: Callable) -> None:
 def decide(agent: newt.Agent, obs: Tensor, path: Path, title: str, show: Callable) -> None:
     """One decision for obs (1, O), searched here and by planner.plan, and its picture."""
     cfg, mask, settings = agent.cfg, agent.mask, newt.plan_settings(agent.cfg)
-    task = wm.Task(agent.emb, mask, torch.zeros(1, 1, dtype=torch.long))  # index (B, 1): the same for all N plans
+    task = wm.Task(agent.emb, mask, torch.zeros(1, 1, dtype=torch.long))  # index (B, 1): one task for all N plans
     model = newt.planner_model(agent.params, task, wm.make_bins(cfg.num_bins))
     z = wm.encode(agent.params, obs, task._replace(index=torch.tensor([0])))
     noise = planner.draw_noise(settings, 1, cfg.action_dim, len(agent.params["q.0.weight"]), agent.generator)
-    show("noise.sample", "I, B, H, N-P, A", noise.sample, "every random number of the search, drawn beforehand")
+    warm = torch.zeros(1, cfg.horizon, cfg.action_dim)
+    show("obs", "B, O", obs, "the pole hangs; again B = 1 environment")
+    show("z", "B, Z", z, "where all plans begin")
+    show("warm", "B, H, A", warm, "the mean that the previous decision ended with; zeros at an episode's first step")
+    show("noise.pi", "B, H, P, A", noise.pi, "standard normal, for the plans of the policy ...")
+    show("noise.sample", "I, B, H, N-P, A", noise.sample, "... and those of the Gaussian, new in each iteration")
 
     # ---- the search (MPPI): try many plans in the model, fit a Gaussian to the best, try again from there
-    start = z.unsqueeze(1)  # (B, 1, Z): all plans begin in the same latent
+    start = z.unsqueeze(1)  # (B, 1, Z): the same for all N plans
     own = planner.policy_plans(model, start, noise.pi)
-    mean = torch.zeros(1, cfg.horizon, cfg.action_dim)
-    std = torch.full_like(mean, settings.std_max)
-    drawn = []
+    mean, std, drawn = warm, torch.full_like(warm, settings.std_max), []
     for i in range(settings.iterations):
         tried = (mean.unsqueeze(2) + std.unsqueeze(2) * noise.sample[i]).clamp(-1, 1) * mask
         plans = torch.cat((own, tried), 2)
@@ -284,7 +291,7 @@ def decide(agent: newt.Agent, obs: Tensor, path: Path, title: str, show: Callabl
     show("mean", "B, H, A", mean, "the Gaussian that fits them; the next decision's search starts here, one step on")
     show("std", "B, H, A", std, f"its width, from {settings.std_max} at first down to {settings.std_min} at least")
 
-    inputs = (model, z, torch.zeros_like(mean), torch.tensor([True]), mask, agent.discount, settings, noise)
+    inputs = (model, z, warm, torch.tensor([True]), mask, agent.discount, settings, noise)
     plan = planner.plan(*inputs, explore=False)
     show("plan.chosen", "B, H, A", plan.chosen, "one elite, drawn by weight ...")
     show("plan.action", "B, A", plan.action, "... whose first action is executed; exploring adds noise of width std")

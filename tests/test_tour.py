@@ -71,7 +71,7 @@ def test_printed_shapes_are_those_of_their_letters(told):
     everything = (  # that a decision and an update are made of
         "obs emb mask z policy.action policy.mean policy.log_std z_next bins reward q td z_target zs rho batch.obs "
         "batch.action batch.reward batch.terminated batch.task own plans value elite weight mean std plan.action "
-        "plan.chosen candidates ways sure"
+        "plan.chosen candidates ways sure warm noise.pi noise.sample noise.eps_td noise.heads_td entropy error"
     ).split()
     assert {*everything, "z in groups", "two_hot(1.0)", "reward logits", "q logits"} <= names
 
