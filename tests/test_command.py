@@ -149,7 +149,9 @@ def test_a_number_that_is_none_is_in_no_range():
 # ---- every command ----
 
 
-@pytest.mark.parametrize("words", ["train.py", "eval.py", "bench.py", "bench.py envs", "demos.py", "-m envs"])
+@pytest.mark.parametrize(
+    "words", ["train.py", "eval.py", "bench.py", "bench.py envs", "demos.py", "tour.py", "-m envs"]
+)
 def test_help_does_not_wait_for_torch(words, tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('torch was asked for')")
     environ = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "PATH": str(tmp_path)}

@@ -14,7 +14,7 @@ import machine
 import pytest
 
 ROOT = Path(machine.__file__).parent
-COMMANDS = ["train.py", "eval.py", "demos.py", "convert.py", "bench.py", "envs"]
+COMMANDS = ["train.py", "eval.py", "demos.py", "convert.py", "bench.py", "tour.py", "envs"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
