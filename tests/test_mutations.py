@@ -66,7 +66,18 @@ FAULTS = {
     "warm start not moved on": ("planner.py", "torch.cat((warm[:, 1:], torch.zeros_like(warm[:, :1])), 1)", "warm"),
     "warm start kept at the first step": ("planner.py", "torch.where(first[", "torch.where(~first["),
     "NaN returns count as 0": ("planner.py", "nan=-torch.finfo(value.dtype).max", "nan=0.0"),
-    "plans not discounted": ("planner.py", "factor * discount.unsqueeze(1)", "factor"),
+    "plans not discounted": (
+        "planner.py",
+        "factor * discount.unsqueeze(1)\n    return total",
+        "factor\n    return total",
+    ),
+    "advantages not discounted": (
+        "planner.py",
+        "factor * discount.unsqueeze(1)\n    ways",
+        "factor\n    ways",
+    ),
+    "sure without caution": ("planner.py", "ways.mean(0) - caution * ways.std(0)", "ways.mean(0)"),
+    "advantages over nothing": ("planner.py", "return ways - ways[..., :1]", "return ways"),
     "reward of the latent after the step": (
         "planner.py",
         "model.reward(z, action)  # the",
