@@ -453,7 +453,7 @@ def act(
     sample of it when exploring.  generator: default the agent's; pass one to leave training's random stream alone.
     explore: as published, a random elite's action with noise, whatever `cfg.elite` says: that is for showing what was
     learned. What the model over-estimates has to be tried while learning, or it would never be corrected (cartpole-
-    swingup after 5,000 steps: 190 instead of 277 where exploring was sure, too).
+    swingup after 5,000 steps: 190 instead of 470 where exploring was sure, too).
     On a CPU a few environments are planned at a time: the activations of all of them together would leave the cache.
     Groups run side by side on the cores that torch's own threads leave free (`share_cores` in eval.py).
     """
