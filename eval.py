@@ -331,16 +331,18 @@ def record(agent: newt.Agent, tasks: list[str], path: Path, seed: int = 0, step:
 WAYS = ("off", "sample", "sure")  # to decide: by the policy alone, or by the planner with this `elite`
 
 
+def with_way(agent: newt.Agent, way: str) -> newt.Agent:
+    """The same agent, deciding in one of WAYS; as its own settings say for "on", and for "off", which needs none."""
+    return replace(agent, cfg=replace(agent.cfg, elite=way)) if way in ("sample", "sure") else agent
+
+
 def play(agent: newt.Agent, ways: dict[str, str], episodes: int, seed: int, step: int, workers: int | None) -> dict:
-    """Evaluate each task in a way of its own: WAYS, or "on", as the agent's own settings say. As `evaluate` does."""
-    results, own = {}, agent.cfg
-    try:
-        for way in dict.fromkeys(ways.values()):
-            agent.cfg = replace(own, elite=way) if way in ("sample", "sure") else own
-            tasks, policy = [task for task in ways if ways[task] == way], "policy" if way == "off" else "planner"
-            results |= evaluate(agent, tasks, episodes, seed, policy, step, workers, f"evaluate, planner {way}")
-    finally:
-        agent.cfg = own
+    """Evaluate each task in a way of its own: one of WAYS, or "on". As `evaluate` does."""
+    results = {}
+    for way in dict.fromkeys(ways.values()):
+        tasks, policy = [task for task in ways if ways[task] == way], "policy" if way == "off" else "planner"
+        title = f"evaluate, planner {way}"
+        results |= evaluate(with_way(agent, way), tasks, episodes, seed, policy, step, workers, title)
     return {task: results[task] for task in ways}
 
 
@@ -348,7 +350,7 @@ def choose_ways(agent: newt.Agent, tasks: list[str], seed: int, step: int, worke
     """The way to decide that each task did best with, by score and then by return, in episodes that begin alike.
 
     Which one is best isn't known beforehand: after demonstrations the policy knows what the model only believes, and a
-    policy from scratch may lag far behind its planner, or, where episodes end, be ruined by it (results/planning.csv).
+    policy from scratch may lag far behind its planner (results/README.md, Planning).
     """
     tried = {way: play(agent, dict.fromkeys(tasks, way), TRIED_EPISODES, seed + 1, step, workers) for way in WAYS}
 
@@ -357,6 +359,22 @@ def choose_ways(agent: newt.Agent, tasks: list[str], seed: int, step: int, worke
         return (0.0 if np.isnan(score) else score), ret
 
     return {task: max(WAYS, key=lambda way: worth(task, way)) for task in tasks}
+
+
+def tasks_of(agent: newt.Agent, words: str, ckpt: Path) -> list[str]:
+    """What an agent out of a file is asked to do: the tasks named, or all of its own. ValueError if it cannot."""
+    if not words:
+        envs.require_named(agent.tasks, "", ckpt)
+    tasks = envs.select(words or ",".join(agent.tasks))
+    missing = [name for name in tasks if name not in agent.tasks]
+    if missing:
+        raise ValueError(f"{ckpt} was not trained on {', '.join(missing)}; it knows {', '.join(agent.tasks)}")
+    for name in tasks:
+        row, dims = envs.TASKS[name], int(agent.mask[agent.tasks.index(name)].sum())
+        if row.obs_dim > agent.cfg.obs_dim or row.action_dim != dims:
+            sizes = f"{agent.cfg.obs_dim} observations and {dims} actions of {name}"
+            raise ValueError(f"{ckpt} is for {sizes}, which has {row.obs_dim} and {row.action_dim}")
+    return tasks
 
 
 def main(cfg: Eval) -> None:
@@ -368,17 +386,7 @@ def main(cfg: Eval) -> None:
     envs.require_real_assets(cfg.require_real_assets)
     agent, meta = agent_file.load(cfg.ckpt, pick_device(cfg.device), cfg.seed)
     share_cores(agent.cfg.size)
-    if not cfg.tasks:
-        envs.require_named(agent.tasks, "", cfg.ckpt)
-    tasks = envs.select(cfg.tasks or ",".join(agent.tasks))
-    missing = [name for name in tasks if name not in agent.tasks]
-    if missing:
-        raise ValueError(f"{cfg.ckpt} was not trained on {', '.join(missing)}; it knows {', '.join(agent.tasks)}")
-    for name in tasks:
-        row, dims = envs.TASKS[name], int(agent.mask[agent.tasks.index(name)].sum())
-        if row.obs_dim > agent.cfg.obs_dim or row.action_dim != dims:
-            sizes = f"{agent.cfg.obs_dim} observations and {dims} actions of {name}"
-            raise ValueError(f"{cfg.ckpt} is for {sizes}, which has {row.obs_dim} and {row.action_dim}")
+    tasks = tasks_of(agent, cfg.tasks, cfg.ckpt)
     workers, ways = cfg.workers or None, dict.fromkeys(tasks, cfg.planner)
     if cfg.planner == "auto":
         ways = choose_ways(agent, tasks, cfg.seed, meta["step"], workers)
@@ -404,8 +412,7 @@ def main(cfg: Eval) -> None:
     for name in tasks if cfg.video else ():
         try:
             path = cfg.video / f"{envs.file_name(name)}.mp4"
-            shown = replace(agent.cfg, elite=ways[name]) if ways[name] in ("sample", "sure") else agent.cfg
-            record(replace(agent, cfg=shown), [name], path, cfg.seed, meta["step"], ways[name] != "off")
+            record(with_way(agent, ways[name]), [name], path, cfg.seed, meta["step"], ways[name] != "off")
         except Exception as error:  # costs this film, not the others
             failed.append(f"{name}: {error}")
     if failed:

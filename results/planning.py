@@ -45,7 +45,8 @@ import world_model as wm
 
 HERE = Path(__file__).parent
 FREE = "constraint_start=0,constraint_duration=0"  # the search starts from the shifted plan and std_max
-VARIANTS = ("policy", "elite=sample", "elite=mean", "elite=sure", f"elite=sample,{FREE}", f"elite=sure,{FREE}")
+VARIANTS = ("policy", "elite=sample", "elite=sure", f"elite=sample,{FREE}", f"elite=sure,{FREE}",
+            f"elite=sure,caution=3,{FREE}")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class Planning:
     """processes; 0: one per core"""
     name: str = "planning"
     """of the files in results/"""
+
+
+RANGES = {"episodes": (1, 10**6), "moments": (0, 1000), "seed": (0, 2**31), "workers": (0, 4096)}
 
 
 def variant(cfg: newt.Config, words: str) -> newt.Config:
@@ -201,8 +205,11 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main(cfg: Planning) -> None:
+    command.check_fields(cfg, RANGES)
+    for ending in ("csv", "png"):
+        command.try_file(HERE / f"{cfg.name}.{ending}")
     agent, _ = agent_file.load(cfg.ckpt)
-    names = envs.select(cfg.tasks) if cfg.tasks else list(agent.tasks)
+    names = evaluation.tasks_of(agent, cfg.tasks, cfg.ckpt)
     for words in cfg.variants:
         variant(agent.cfg, words)
     with ProcessPoolExecutor(cfg.workers or machine.cores(), multiprocessing.get_context("spawn")) as pool:

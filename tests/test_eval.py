@@ -218,6 +218,9 @@ def test_a_file_runs_no_code_unasked(ckpt, tmp_path, monkeypatch, capsys):
             evaluation.run(evaluation.main, evaluation.Eval(path, episodes=1, workers=1))
         err = capsys.readouterr().err
         assert name in err and "--tasks" in err and err.count("\n") == 1
+        measured = [sys.executable, ROOT / "results/planning.py", path, "--name", "nothing"]
+        done = subprocess.run(measured, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+        assert done.returncode == 2 and name in done.stderr and not (ROOT / "results/nothing.csv").exists()
         evaluation.main(evaluation.Eval(path, tasks="mw-reach", episodes=1, workers=1, planner="off"))
         assert "mw-reach" in capsys.readouterr().out and not proof.exists() and "evilmod" not in sys.modules
         with pytest.raises(ValueError, match="cannot be made"):
