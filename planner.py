@@ -1,4 +1,4 @@
-"""MPPI in latent space, as pure functions over a model that is known only by four callables. Imports torch only.
+"""MPPI in latent space, as pure functions over a model that is known only by a few callables. Imports torch only.
 
 Each decision: sample N action sequences of length H from a Gaussian (a few of them from the policy prior), let the
 model predict their returns, refit the Gaussian to the best E, repeat; execute the first action of one of the elites.

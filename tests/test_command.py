@@ -49,9 +49,13 @@ def test_errors_are_one_line(error, code, said, capsys):
 def test_a_line_is_one_write(monkeypatch):
     """So that the lines of several processes on one terminal don't mix."""
     writes = []
+
+    def fail():
+        raise ValueError("one\ntwo")
+
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=writes.append, flush=lambda: None))
     with pytest.raises(SystemExit):
-        command.run(lambda: exec("raise ValueError('one\\ntwo')"))
+        command.run(fail)
     assert writes == ["error: one two\n"]
 
 
