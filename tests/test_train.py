@@ -27,6 +27,7 @@ import demo_format
 import envs
 import eval as evaluation
 import newt
+import recordings
 import train
 from buffer import Batch, Buffer
 from distributed import World
@@ -536,10 +537,14 @@ def test_two_programs_never_work_in_one_folder(finished, tmp_path, monkeypatch, 
 
 
 def test_demonstrations_of_some_tasks(tmp_path, monkeypatch):
-    """auto: what a script can do in seconds is made, the rest is used if it is there. A folder: what it holds."""
+    """auto: what is recorded or a script can do in seconds is made, the rest is used if it is there. A folder: what it
+    holds. More gets recorded with time, so it is said here what is."""
     monkeypatch.chdir(tmp_path)
     tasks = ["mw-reach", "walker-walk", "cheetah-run", "pygame-cowboy"]
     cfg = train.parse(["--preset", "laptop"])
+    monkeypatch.setattr(recordings, "of", lambda task: object() if task == "walker-walk" else None)
+    assert sorted(train.demo_files(cfg, tasks)) == ["mw-reach", "pygame-cowboy", "walker-walk"]
+    monkeypatch.setattr(recordings, "of", lambda task: None)
     assert sorted(train.demo_files(cfg, tasks)) == ["mw-reach", "pygame-cowboy"]
     (tmp_path / "demos").mkdir()
     (tmp_path / "demos" / "cheetah-run.safetensors").touch()
