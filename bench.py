@@ -118,7 +118,7 @@ from buffer import Buffer, gigabytes, sample_mixed
 from envs.browse import time_suite
 from envs.vector import VectorEnv, episode_seed, light_spawn
 from eval import pick_device, share_cores
-from train import LAPTOP
+from train_config import LAPTOP
 
 OBS_DIM, ACTION_DIM = newt.Config.obs_dim, newt.Config.action_dim  # the common shape of all tasks
 LEAST_FREE_GB = 3.0  # of main memory, or `bench.py vector` ends before the operating system kills what it likes

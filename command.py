@@ -13,6 +13,7 @@ Test: pytest tests/test_command.py
 """
 
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -68,6 +69,39 @@ def run(call: Callable, *args) -> object:
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
     raise SystemExit(code)
+
+
+class Interruption:
+    """Ctrl-C, SIGTERM and a closed terminal (SIGHUP) end the program at once, as by default, with all it started.
+
+    But in a `with` block, the first one only asks: the loop ends after its present step, with a checkpoint.
+    """
+
+    def __init__(self):
+        self.code, self.patient = 0, False
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if os.name == "posix" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup
+            numbers.append(signal.SIGHUP)
+        self.before = {number: signal.signal(number, self._handle) for number in numbers}
+
+    def _handle(self, number, _) -> None:
+        at_once = self.code or not self.patient
+        self.code = 128 + number
+        if at_once:
+            raise SystemExit(self.code)
+        with suppress(OSError):  # the terminal may be gone
+            print("\nstopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
+
+    def __enter__(self) -> None:
+        self.patient = True
+
+    def __exit__(self, *_) -> None:
+        self.patient = False
+
+    def restore(self) -> None:
+        """As before; but once one came the program is ending, and another must not fall into Python's own exit."""
+        for number, handler in self.before.items():
+            signal.signal(number, signal.SIG_IGN if self.code else handler)
 
 
 def check_fields(values, ranges: dict) -> None:

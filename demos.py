@@ -6,7 +6,7 @@
     python demos.py check demos/                                    do the simulators here still give those rewards?
     python demos.py pack demos/                                     record them, for everybody: recordings/
 
-Who acts (`--source`), what is kept and how it is made: experts.py. The files: demo_format.py, recordings.py.
+Who acts (`--source`), experts.py; what is kept, and how: demo_maker.py. The files: demo_format.py, recordings.py.
 Test: pytest tests/test_demos.py
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 
 import command
+import demo_maker
 import envs
 import experts
 import recordings
@@ -144,7 +145,7 @@ def main_make(cfg: Make) -> None:
     if without:
         print(f"no source of demonstrations ({cfg.source}) for {', '.join(without)}")
     tasks = [task for task in tasks if task not in without]
-    failed = experts.make_all(tasks, cfg.episodes, cfg.out, cfg.seed, cfg.workers or None, cfg.source, cfg.ckpt,
+    failed = demo_maker.make_all(tasks, cfg.episodes, cfg.out, cfg.seed, cfg.workers or None, cfg.source, cfg.ckpt,
                               cfg.minutes_per_task)  # fmt: skip
     if failed:
         raise RuntimeError(f"an attempt failed, see above, of {', '.join(failed)}")

@@ -58,7 +58,7 @@ import envs
 import language
 import newt
 import planner
-import train
+import train_config
 import world_model as wm
 from buffer import Batch, Buffer
 from eval import share_cores
@@ -373,7 +373,7 @@ def main(cfg: Tour) -> None:
     command.check_fields(cfg, RANGES)
     command.try_folder(cfg.out)
     cfg.out.mkdir(parents=True, exist_ok=True)
-    settings, row = train.FROM_SCRATCH.agent, envs.TASKS[TASK]  # as `train.py --preset laptop --demos none`
+    settings, row = train_config.FROM_SCRATCH.agent, envs.TASKS[TASK]  # as `train.py --preset laptop --demos none`
     share_cores(settings.size)
     emb, dims, discounts = language.embed([row.sentence]), [row.action_dim], [row.discount]
     agent = newt.create(settings, [TASK], emb, dims, discounts, guided=[False])

@@ -59,7 +59,7 @@ GAITS = {
     "og-ant-mazes": Gait(0, 40, steps=100, starts=1, sigma=0.15, start="og-ant", task="og-ant", hold=2),
     "jumper-jump": Gait(1, 60, starts=1, keep=3),
 }
-# Which gait plays a task: those whose episodes are accepted (experts.py) and better than what planning gets.
+# Which gait plays a task: those whose episodes are accepted (demo_maker.py) and better than what planning gets.
 TASKS = {
     "og-ant": "og-ant",
     "og-antball": "og-ant",

@@ -29,6 +29,7 @@ import eval as evaluation
 import language
 import newt
 import train
+import train_config
 from buffer import Buffer, sample_mixed
 
 HERE = Path(__file__).parent
@@ -51,7 +52,7 @@ class Pretrain:
 
 
 def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
-    settings = train.LAPTOP
+    settings = train_config.LAPTOP
     rows = [envs.TASKS[name] for name in tasks]
     emb = language.embed([row.sentence for row in rows])
     dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
@@ -76,7 +77,7 @@ def main(cfg: Pretrain) -> None:
     tasks = [name for name in envs.select("all") if (cfg.folder / f"{name}.safetensors").is_file()]
     if not tasks:
         raise FileNotFoundError(f"no demonstrations in {cfg.folder}")
-    evaluation.share_cores(train.LAPTOP.agent.size)
+    evaluation.share_cores(train_config.LAPTOP.agent.size)
     if cfg.agent.is_file():
         print(f"{cfg.agent} is there: it is evaluated, nothing is pretrained")
         agent = agent_file.load(cfg.agent)[0]

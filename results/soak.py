@@ -28,8 +28,8 @@ import tyro
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import checkpoint
 import envs
+import run_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,7 +62,7 @@ def main(cfg: Soak) -> None:
         if training.poll() is None:
             training.kill()  # its simulators end with it
 
-    newest = checkpoint.complete(cfg.folder)[-1]
+    newest = run_folder.complete(cfg.folder)[-1]
     with safetensors.safe_open(newest / "rank-0.safetensors", "pt") as file:
         own = json.loads(file.metadata()["newt_rank"])
     tasks = envs.select(cfg.tasks)

@@ -23,6 +23,7 @@ import checkpoint
 import demo_format
 import envs
 import newt
+import run_folder
 from buffer import Buffer
 from distributed import World
 
@@ -63,12 +64,12 @@ def program(folder: Path, seed: int, mode: str, at: Callable = lambda moment: No
     """What train.py does with a folder: claims it; begins, or goes on; writes a checkpoint named `updates`."""
     own = checkpoint.Own(torch.Generator(), torch.Generator())
     online = Buffer(50, 4, 2)
-    with checkpoint.claim(folder, resume=mode == "resume", overwrite=mode == "overwrite"):
+    with run_folder.claim(folder, resume=mode == "resume", overwrite=mode == "overwrite"):
         at("claimed")
         if mode == "resume":
             agent, state = checkpoint.load(folder, CPU, own, World())
             checkpoint.load_buffer(folder, online, own, World(), 1)
-            seed = checkpoint.read_config(folder)["seed"]
+            seed = run_folder.read_config(folder)["seed"]
         else:
             agent = newt.create(CFG, [TASK], torch.zeros(1, 0), [2], [0.9], seed)
             online.add(np.full((9, 4), seed, np.float32), np.zeros((9, 2)), np.zeros(9), 0)
@@ -128,13 +129,13 @@ def mine(folder: Path) -> dict[str, str]:
 def who(folder: Path) -> int | None:
     """Seed of the run that --resume would go on with, everything of it belonging together; None if there is none."""
     try:
-        with checkpoint.claim(folder, resume=True):
+        with run_folder.claim(folder, resume=True):
             own, online = checkpoint.Own(torch.Generator(), torch.Generator()), Buffer(50, 4, 2)
             agent, _ = checkpoint.load(folder, CPU, own, World())
             checkpoint.load_buffer(folder, online, own, World(), 1)
     except (FileNotFoundError, ValueError):
         return None
-    seed = checkpoint.read_config(folder)["seed"]
+    seed = run_folder.read_config(folder)["seed"]
     fresh = newt.create(CFG, [TASK], torch.zeros(1, 0), [2], [0.9], seed)
     copy, _ = agent_file.load(folder / "agent.safetensors")
     for saved in (agent, copy):
@@ -215,8 +216,8 @@ def test_killed_at_any_moment(mode, tmp_path):
         left = snapshot(folder) if folder.exists() else {}
         if mode != "new":
             assert "agent.safetensors" in left and mine(folder) == MINE
-        standing = (folder / checkpoint.NEXT).exists() or (folder / "config.json").exists()
-        standing = standing and checkpoint.read_config(folder)["seed"]
+        standing = (folder / run_folder.NEXT).exists() or (folder / "config.json").exists()
+        standing = standing and run_folder.read_config(folder)["seed"]
         if mode == "overwrite" and standing == 1:
             assert {name: left[name] for name in snapshot(made)} == snapshot(made)
         again = tmp_path / "again"
@@ -229,7 +230,7 @@ def test_killed_at_any_moment(mode, tmp_path):
         assert who(again) == 3
         if mode != "new":
             assert mine(folder) == mine(again) == MINE
-        allowed = {checkpoint.OURS.fullmatch(name) is not None for name in set(snapshot(again)) - set(MINE)}
+        allowed = {run_folder.OURS.fullmatch(name) is not None for name in set(snapshot(again)) - set(MINE)}
         assert allowed == {True}
         if not code:
             break
@@ -243,7 +244,7 @@ def test_programs_that_begin_together(tmp_path):
         codes = [ended(number) for number in [child(program, folder, seed, "new") for seed in range(1, 9)]]
         assert sorted(codes) == [0, *[2] * 7]
         assert who(folder) == codes.index(0) + 1
-        assert all(checkpoint.OURS.fullmatch(name) for name in snapshot(folder))
+        assert all(run_folder.OURS.fullmatch(name) for name in snapshot(folder))
 
 
 # ---- what is in the folder
@@ -321,7 +322,7 @@ def test_parts_of_a_run_on_another_disk(tmp_path):
     assert who(tmp_path / "run") == 1
     program(tmp_path / "run", 2, "overwrite", updates=3)
     assert who(tmp_path / "run") == 2 and (tmp_path / "run" / "checkpoints").is_symlink()
-    assert [path.name for path in checkpoint.complete(tmp_path / "run")] == ["pretrain-0", "3"]
+    assert [path.name for path in run_folder.complete(tmp_path / "run")] == ["pretrain-0", "3"]
 
 
 def test_folders_that_cannot_be_used(tmp_path):
@@ -359,7 +360,7 @@ def test_foreign_names_among_the_checkpoints(tmp_path):
     (tmp_path / "checkpoints" / "8" / "why.txt").write_text("mine")
     for updates in (8, 9, 10):
         program(tmp_path, 1, "resume", updates=updates)
-    assert [path.name for path in checkpoint.complete(tmp_path)] == ["9", "10"]
+    assert [path.name for path in run_folder.complete(tmp_path)] == ["9", "10"]
     assert mine(tmp_path) == MINE and (tmp_path / "checkpoints" / "99").is_dir()
     assert os.listdir(tmp_path / "checkpoints" / "8") == ["why.txt"]
     assert who(tmp_path) == 1
@@ -404,7 +405,7 @@ def shown(tmp_path, monkeypatch):
     state = checkpoint.State("pretrain", demos={TASK: demo.ret[:3].tolist()})
     own = checkpoint.Own(torch.Generator(), torch.Generator())
     folder = Path("runs/run")
-    with checkpoint.claim(folder):
+    with run_folder.claim(folder):
         checkpoint.begin(folder, {}, {TASK: path}, {TASK: demo}, agent, state, own, Buffer(50, 4, 2), World())
     monkeypatch.chdir(tmp_path / "elsewhere")
     return tmp_path / "project"

@@ -16,7 +16,6 @@ import types
 import zipfile
 from collections import OrderedDict
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ import eval as evaluation
 import newt
 import train
 import world_model as wm
+from train_config import Setup, Train
 
 ROOT = Path(convert.__file__).parent
 TASKS = ["spinner-spin", "reacher-three-easy", "pygame-landing", "pygame-pong"]  # 5, 3, 2, 1 action dims, as recorded
@@ -152,9 +152,7 @@ def test_a_single_task_agent_is_named_by_its_file_and_can_be_finetuned(mask, tmp
     convert.main(convert.Checkpoint(saved(publish(params, None, mask), tmp_path / "walker-walk.pt"), out))
     agent, _ = agent_file.load(out)
     assert agent.tasks == ("walker-walk",) and agent.cfg.size == "B" and agent.emb.shape == (1, 0)
-    new = train.create_agent(
-        train.Train(tasks="walker-run", demos="none", ckpt=out), ["walker-run"], torch.device("cpu")
-    )
+    new = train.create_agent(Setup(Train(ckpt=out), ["walker-run"], {}), torch.device("cpu"))
     assert new.tasks == ("walker-run",) and all(torch.equal(new.params[name], params[name]) for name in params)
 
 
@@ -164,13 +162,13 @@ def test_a_multitask_agent_is_finetuned_on_its_own_tasks(tmp_path):
     emb = torch.randn(len(names), 512, generator=torch.Generator().manual_seed(0))
     state = publish(small(task_dim=512), emb, masks(names))
     convert.main(convert.Checkpoint(saved({"model": state}, tmp_path / "soup-S.pt"), out))
-    cfg = train.Train(demos="none", ckpt=out)
-    new = train.create_agent(cfg, names[2:4], torch.device("cpu"))
+    setup = Setup(Train(ckpt=out), names[2:4], {})
+    new = train.create_agent(setup, torch.device("cpu"))
     assert new.tasks == tuple(names[2:4]) and torch.equal(new.emb, emb[2:4])
     with pytest.raises(ValueError, match="512 numbers.*walker-walk"):
-        train.create_agent(cfg, ["walker-walk"], torch.device("cpu"))
+        train.create_agent(setup._replace(tasks=["walker-walk"]), torch.device("cpu"))
     with pytest.raises(ValueError, match="another instruction"):
-        train.create_agent(replace(cfg, instruction="Hop"), names[:1], torch.device("cpu"))
+        train.create_agent(Setup(Train(ckpt=out, instruction="Hop"), names[:1], {}), torch.device("cpu"))
 
 
 def test_image_features_are_cut_off_the_encoder(tmp_path, capsys):

@@ -21,6 +21,7 @@ import torch
 from safetensors.numpy import save_file
 
 import demo_format
+import demo_maker
 import demos
 import envs
 import experts
@@ -45,7 +46,7 @@ def nothing_recorded(tmp_path_factory):
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demos") / "new"  # it isn't there yet
-    assert experts.make_all([TASK], EPISODES, folder, workers=1) == []
+    assert demo_maker.make_all([TASK], EPISODES, folder, workers=1) == []
     return folder / f"{TASK}.safetensors"
 
 
@@ -98,14 +99,14 @@ def test_replaying_the_actions_gives_the_same_episode(demo):
 
 
 def test_same_seed_same_episodes_other_seed_other_ones(path, demo, tmp_path):
-    experts.make_all([TASK], EPISODES, tmp_path / "again", workers=2)  # more workers change nothing
+    demo_maker.make_all([TASK], EPISODES, tmp_path / "again", workers=2)  # more workers change nothing
     again = demo_format.load(tmp_path / "again" / path.name, TASK)
     for one, other in zip(demo[:-1], again[:-1], strict=True):
         np.testing.assert_array_equal(one, other)
     assert {k: v for k, v in demo.meta.items() if "cpu" not in k} == {
         k: v for k, v in again.meta.items() if "cpu" not in k
     }
-    experts.make_all([TASK], 1, tmp_path / "other", seed=1, workers=1)
+    demo_maker.make_all([TASK], 1, tmp_path / "other", seed=1, workers=1)
     assert not set(demo_format.load(tmp_path / "other" / path.name, TASK).seed.tolist()) & set(demo.seed.tolist())
 
 
@@ -198,7 +199,7 @@ def tried(*rows):
 
 
 def accepted(*rows, episodes=99, ways=1):
-    return [one.meta["numbers"][0] for one in experts.accept(tried(*rows), episodes, ways)]
+    return [one.meta["numbers"][0] for one in demo_maker.accept(tried(*rows), episodes, ways)]
 
 
 def test_accept_by_hand():
@@ -226,7 +227,7 @@ def test_the_bar_is_that_of_the_best_way():
 
 def work(source, episodes, folder, *rows):
     task = {"script": "pygame-cowboy", "plan": "walker-walk"}[source]
-    job = experts.Work(task, source, episodes, folder, 0, None)
+    job = demo_maker.Work(task, source, episodes, folder, 0, None)
     job.tried = {one.meta["numbers"][0]: one for one in tried(*rows)}
     job.judge()
     return job
@@ -405,15 +406,15 @@ def names(folder):
 
 
 def test_make_all_makes_what_is_missing_and_keeps_the_rest(tmp_path):
-    experts.make_all(["mw-reach", TASK], 2, tmp_path, workers=2)
+    demo_maker.make_all(["mw-reach", TASK], 2, tmp_path, workers=2)
     assert names(tmp_path) == [f"{TASK}.safetensors", "mw-reach.safetensors"]
     files = sorted(tmp_path.glob("*.safetensors"))
     before = [stamp(file) for file in files]
-    experts.make_all([TASK], 1, tmp_path)  # more than enough
-    experts.make_all(["mw-reach", TASK], 2, tmp_path, seed=9)
+    demo_maker.make_all([TASK], 1, tmp_path)  # more than enough
+    demo_maker.make_all(["mw-reach", TASK], 2, tmp_path, seed=9)
     assert [stamp(file) for file in files] == before
     two = demo_format.load(files[0], TASK)
-    experts.make_all([TASK], 3, tmp_path, workers=1)  # too few
+    demo_maker.make_all([TASK], 3, tmp_path, workers=1)  # too few
     three = demo_format.load(files[0], TASK)
     assert len(three.ret) == 3 and stamp(files[1]) == before[1]
     assert three.meta["cpu_seconds"][:2] == two.meta["cpu_seconds"]  # to the hundredth: they were not made again
@@ -424,7 +425,7 @@ def test_converted_files_are_never_replaced(demo, path, tmp_path):
     meta = {"version": 1, "task": TASK, "source": "converted"}
     demo_format.save(tmp_path / path.name, demo_format.episode(demo, 0)._replace(meta=meta))
     before = stamp(tmp_path / path.name)
-    assert experts.make_all([TASK], 3, tmp_path, workers=1) == []
+    assert demo_maker.make_all([TASK], 3, tmp_path, workers=1) == []
     assert stamp(tmp_path / path.name) == before and names(tmp_path) == [path.name]
 
 
@@ -497,10 +498,10 @@ def test_kill_9_and_again_makes_nothing_twice(tmp_path, words):
 
 def test_time_limit_saves_a_partial_set_and_the_next_run_goes_on(tmp_path):
     task = "pygame-coinrun"
-    experts.make_all([task], 6, tmp_path, workers=1, minutes=1e-9)
+    demo_maker.make_all([task], 6, tmp_path, workers=1, minutes=1e-9)
     left = names(tmp_path)
     assert 1 <= len(left) <= 2 and left[0] == f"attempts/{task}/0000.safetensors"
-    experts.make_all([task], 6, tmp_path, workers=1)
+    demo_maker.make_all([task], 6, tmp_path, workers=1)
     assert (
         names(tmp_path) == [f"{task}.safetensors"]
         and len(demo_format.load(tmp_path / f"{task}.safetensors", task).ret) == 6
@@ -549,7 +550,7 @@ def test_check_plays_them_again(path, demo, tmp_path):
 
 
 def test_film(tmp_path):
-    experts.make_all(["pygame-landing"], 1, tmp_path, workers=1)
+    demo_maker.make_all(["pygame-landing"], 1, tmp_path, workers=1)
     done = run("play", tmp_path / "pygame-landing.safetensors", "--out", tmp_path / "x.mp4")
     assert done.returncode == 0 and (tmp_path / "x.mp4").stat().st_size > 5000, done.stderr
     score = demo_format.load(tmp_path / "pygame-landing.safetensors", "pygame-landing").score[0]

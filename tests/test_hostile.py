@@ -28,10 +28,9 @@ import agent_file
 import checkpoint
 import convert
 import demo_format
-import envs
 import eval as evaluation
 import newt
-import train
+import train_config
 from buffer import Batch, Buffer
 from distributed import World
 
@@ -322,7 +321,7 @@ def make_run(folder: Path, file: Path) -> tuple[newt.Agent, dict[str, bytes]]:
     demo = demo_format.load(file, "mw-reach")
     returns, played = {"mw-reach": demo.ret.tolist()}, {"random": played, "pretrained": played}
     state = checkpoint.State("online", 1, 100, 200, returns, played, 0)
-    settings = train.Train(tasks=",".join(tasks), agent=cfg)
+    settings = train_config.Train(tasks=",".join(tasks), agent=cfg)
     folder.mkdir()
     files = {"mw-reach": file}, {"mw-reach": demo}
     checkpoint.begin(folder, asdict(settings), *files, agent, state, own, buffer, World())
@@ -333,7 +332,7 @@ def make_run(folder: Path, file: Path) -> tuple[newt.Agent, dict[str, bytes]]:
 def resume(folder: Path, settings: bool = True) -> None:
     """What `train.py --resume` reads before anything is made."""
     if settings:  # takes most of the time
-        envs.select(train.parse(["--resume", str(folder)]).tasks)
+        train_config.parse(["--resume", str(folder)])
     own = checkpoint.Own(torch.Generator(), torch.Generator())
     agent, state = checkpoint.load(folder, torch.device("cpu"), own, World())
     buffer = Buffer(1000, agent.cfg.obs_dim, agent.cfg.action_dim)

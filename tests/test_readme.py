@@ -8,6 +8,7 @@ program that it is, to where its words are parsed (command.start): real parsers,
 """
 
 import argparse
+import ast
 import importlib.util
 import json
 import re
@@ -26,7 +27,7 @@ from torch.distributed.run import get_args_parser
 
 import command
 import envs
-import train
+import train_config
 
 ROOT = Path(command.__file__).parent
 FRONT, MEASURED = ROOT / "README.md", ROOT / "results/README.md"
@@ -106,6 +107,50 @@ def test_the_map_is_complete():
     assert {*names} == {path.name for path in ROOT.glob("*.py")} | {"envs/"}
 
 
+def imports(path: Path) -> set[str]:
+    """Top-level modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_imports_point_upwards():
+    """In the map, from every file, and from every function in it, to files above it. Thus there are no circles."""
+    rows = re.findall(r"^\| `([^`]+)` \|", PAGES[FRONT].partition("## The tasks")[0], re.M)
+    names, above = {re.sub(r"(\.py|/)$", "", row) for row in rows}, set()
+    for row in rows:
+        files = sorted((ROOT / row).rglob("*.py")) if row.endswith("/") else [ROOT / row]
+        name = re.sub(r"(\.py|/)$", "", row)
+        for file in files:
+            # A package's files know each other, and a script whose functions other processes run names itself.
+            assert not (imports(file) & names) - above - {name}, file
+        above.add(name)
+    assert len(above) > 20
+
+
+def test_what_is_copied_alone_imports_nothing_of_ours():
+    ours = {path.stem for path in ROOT.glob("*.py")} | {"envs"}
+    for name in ("world_model.py", "planner.py", "buffer.py"):
+        assert not imports(ROOT / name) & ours and f"`{name}`" in PAGES[FRONT]
+
+
+def test_files_are_read_in_one_sitting_and_functions_on_one_screen():
+    """At most 500 lines and 120, of everything that isn't a test."""
+    files = [path for folder in (".", "envs", "results") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for path in files if "tests" not in path.parts and not {".venv", "venv"} & {*path.parts}]
+    assert len(files) > 60
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 500, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno + 1 <= 120, (path, node.name)
+
+
 @each_page
 def test_named_files_exist(page):
     """A name in backticks is that of a file in one of these folders, if it looks like a path of ours."""
@@ -137,7 +182,7 @@ class Parsed(Exception):
 @pytest.fixture(scope="module")
 def config() -> str:
     """As a run of the starter writes it."""
-    return json.dumps(asdict(train.parse([])), default=str)
+    return json.dumps(asdict(train_config.parse([]).cfg), default=str)
 
 
 @pytest.fixture
@@ -185,7 +230,8 @@ def run_python(words: list[str], monkeypatch) -> None:
                 runpy.run_module(script, run_name="__main__")
             else:
                 runpy.run_path(str(ROOT / script), run_name="__main__")
-        tasks = getattr(end.value.args[0], "tasks", "")
+        given = end.value.args[0]
+        tasks = getattr(getattr(given, "cfg", given), "tasks", "")  # train.py gives more than settings
         assert not tasks or envs.select(tasks)
 
 

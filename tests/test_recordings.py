@@ -15,6 +15,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 import demo_format
+import demo_maker
 import envs
 import experts
 import recordings
@@ -225,13 +226,13 @@ def test_the_commands_end_with_that_line_and_exit_code_2(packed):
 def recorded(tmp_path, monkeypatch):
     """Three episodes of two tasks by their scripts, recorded in a folder of their own."""
     monkeypatch.setattr(recordings, "FOLDER", tmp_path / "recordings")
-    experts.make_all(["mw-door-open", LANDING], 3, tmp_path / "made", workers=1)
+    demo_maker.make_all(["mw-door-open", LANDING], 3, tmp_path / "made", workers=1)
     recordings.pack(tmp_path / "made", recordings.FOLDER)
     return tmp_path
 
 
 def test_what_is_played_is_what_was_made(recorded, capsys):
-    experts.make_all(["mw-door-open", LANDING], 3, recorded / "played", workers=2)
+    demo_maker.make_all(["mw-door-open", LANDING], 3, recorded / "played", workers=2)
     assert "6 episodes gave what was recorded, 0 differ and are good, 0 were dropped" in capsys.readouterr().out
     for task in ("mw-door-open", LANDING):
         made, played = (demo_format.load(recorded / word / f"{task}.safetensors", task) for word in ("made", "played"))
@@ -244,7 +245,7 @@ def test_what_is_played_is_what_was_made(recorded, capsys):
 
 
 def test_a_script_goes_on_where_the_recording_ends(recorded):
-    experts.make_all([LANDING], 5, recorded / "played", workers=1)
+    demo_maker.make_all([LANDING], 5, recorded / "played", workers=1)
     demo = demo_format.load(recorded / "played" / f"{LANDING}.safetensors", LANDING)
     first = recordings.of(LANDING).meta["numbers"]
     assert demo.meta["numbers"][:3] == first and min(demo.meta["numbers"][3:]) > max(first)
@@ -266,14 +267,14 @@ def test_another_simulator_drops_episodes_and_the_script_takes_over(recorded, mo
     monkeypatch.setattr(suite, "make", soft)
     experts._environment.cache_clear()
     task = "mw-door-open"
-    recorded_only = experts.Work(task, None, 3, recorded / "only", 0, None, recordings.of(task))
+    recorded_only = demo_maker.Work(task, None, 3, recorded / "only", 0, None, recordings.of(task))
     while (number := recorded_only.next()) is not None:
         experts.attempt(*recorded_only.job(number))
         recorded_only.tried[number] = demo_format.load(recorded_only.file(number), task)
         recorded_only.judge()
     counts = {word: len(found) for word, found in recorded_only.played().items()}
     assert counts["dropped"] >= 1 and sum(counts.values()) == 3 and counts["equal"] == 0
-    both = experts.Work(task, "script", 3, recorded / "both", 0, None, recordings.of(task))
+    both = demo_maker.Work(task, "script", 3, recorded / "both", 0, None, recordings.of(task))
     both.tried = dict(recorded_only.tried)
     both.judge()
     assert not both.finished and both.missing == counts["dropped"]
@@ -285,7 +286,7 @@ def test_another_simulator_drops_episodes_and_the_script_takes_over(recorded, mo
     both.close()
     demo = demo_format.load(both.path, task)
     assert demo.meta["played"] == counts and len(demo.ret) > 3 - counts["dropped"]
-    assert (demo.score >= experts.FLOOR).all() and max(demo.meta["numbers"]) > max(both.numbers)
+    assert (demo.score >= demo_maker.FLOOR).all() and max(demo.meta["numbers"]) > max(both.numbers)
     experts._environment.cache_clear()
 
 
@@ -296,7 +297,7 @@ def work(recorded, *rows, episodes=3, source=None):
     meta = {"source": "script", "settings": "envs.arcade", "seed": 0, "numbers": [number for number, _ in recorded]}
     one = recordings.Recording(np.arange(n), np.full(n, t), np.array([ret for _, ret in recorded], np.float32),
                                np.zeros((n * t, a), np.float32), meta)  # fmt: skip
-    job = experts.Work(LANDING, source, episodes, Path("nowhere"), 0, None, one)
+    job = demo_maker.Work(LANDING, source, episodes, Path("nowhere"), 0, None, one)
     nothing = np.zeros((2, 1), np.float32)
     for number, ret, score in rows:
         ends = [np.array([x], np.float32) for x in (ret, score, score, 0)]
@@ -355,13 +356,13 @@ def test_who_goes_on_after_a_recording(monkeypatch):
 
 def test_more_recordings_than_when_a_file_was_made(recorded):
     """A file of three episodes, made when five were wanted and three recorded, grows once five are recorded."""
-    work = experts.Work(LANDING, None, 5, recorded / "d", 0, None, recordings.of(LANDING))
+    work = demo_maker.Work(LANDING, None, 5, recorded / "d", 0, None, recordings.of(LANDING))
     for number in work.numbers:
         experts.attempt(*work.job(number))
     work.read()
     work.close()
     assert len(demo_format.load(work.path, LANDING).ret) == 3
-    experts.make_all([LANDING], 5, recorded / "five", workers=1)
+    demo_maker.make_all([LANDING], 5, recorded / "five", workers=1)
     recordings.pack(recorded / "five", recordings.FOLDER)
-    experts.make_all([LANDING], 5, recorded / "d", workers=1)
+    demo_maker.make_all([LANDING], 5, recorded / "d", workers=1)
     assert len(demo_format.load(work.path, LANDING).ret) == 5

@@ -20,7 +20,7 @@ import command
 import newt
 import planner
 import tour
-import train
+import train_config
 from buffer import Batch, Buffer
 
 ROOT = Path(tour.__file__).parent
@@ -47,7 +47,7 @@ def test_pictures_appear(told):
 
 def test_printed_shapes_are_those_of_their_letters(told):
     """Sizes by definition: cartpole has 5 observations, all else is a setting of the run that it shortens."""
-    cfg = train.FROM_SCRATCH.agent
+    cfg = train_config.FROM_SCRATCH.agent
     size = newt.wm.SIZES[cfg.size]
     letters = {
         "o": 5, "O": cfg.obs_dim, "A": cfg.action_dim, "G": cfg.task_dim, "K": cfg.num_bins, "H": cfg.horizon,

@@ -28,8 +28,12 @@ import envs
 import eval as evaluation
 import newt
 import recordings
+import run_folder
 import train
+import train_config
 from buffer import Batch, Buffer
+from clock import Clock, describe, estimate
+from command import Interruption
 from distributed import World
 
 ROOT = Path(train.__file__).parent
@@ -81,7 +85,7 @@ def test_files_of_a_run(finished):
     folder, done = finished
     run = folder / "whole"
     # Episodes of 100 steps; evaluations after 100, 200, 300 steps and at the end; the newest two checkpoints are kept.
-    assert [p.name for p in checkpoint.complete(run)] == ["300", "320"]
+    assert [p.name for p in run_folder.complete(run)] == ["300", "320"]
     assert json.loads((run / "config.json").read_text())["agent"]["batch_size"] == 16
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     evaluated = [line["step"] for line in lines if "eval/mw-reach/score" in line]
@@ -109,7 +113,7 @@ def test_prints_settings_and_table(finished):
 
 def assert_same_run(one: Path, other: Path, ranks: int = 1) -> None:
     """Weights, optimisers, random streams, what the buffers hold, and metrics but for times: equal to the last bit."""
-    newest = [checkpoint.complete(run)[-1] for run in (one, other)]
+    newest = [run_folder.complete(run)[-1] for run in (one, other)]
     assert newest[0].name == newest[1].name
     names = ["agent.safetensors", *(f"rank-{rank}.safetensors" for rank in range(ranks)), "state.safetensors"]
     assert all(sorted(file.name for file in path.iterdir()) == names for path in newest)
@@ -173,8 +177,8 @@ if not sys.platform.startswith("linux"):
 
 def test_finetuning_keeps_the_network_and_changes_the_tasks(finished):
     source = finished[0] / "whole" / "agent.safetensors"
-    cfg = train.parse([*SMALL, "--tasks", "mw-push,mw-drawer-open", "--ckpt", str(source), "--size", "S"])
-    agent = train.create_agent(cfg, ["mw-push", "mw-drawer-open"], torch.device("cpu"))
+    setup = train.parse([*SMALL, "--tasks", "mw-push,mw-drawer-open", "--ckpt", str(source), "--size", "S"])
+    agent = train.create_agent(setup, torch.device("cpu"))
     saved, _ = agent_file.load(source)
     assert agent.cfg.size == "XS" and agent.tasks == ("mw-push", "mw-drawer-open")
     assert all(torch.equal(agent.params[name], value) for name, value in saved.params.items())
@@ -183,37 +187,42 @@ def test_finetuning_keeps_the_network_and_changes_the_tasks(finished):
 
 
 def test_instruction_is_what_the_agent_hears():
-    cfg = train.parse([*SMALL, "--instruction", "Bring the hand to the goal"])
-    agent = train.create_agent(cfg, ["mw-reach"], torch.device("cpu"))
+    setup = train.parse([*SMALL, "--instruction", "Bring the hand to the goal"])
+    agent = train.create_agent(setup, torch.device("cpu"))
     body = envs.TASKS["mw-reach"].embodiment
     torch.testing.assert_close(agent.emb, train.language.embed([f"{body}. Bring the hand to the goal."]))
 
 
 def test_presets(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert train.parse([]) == replace(train.LAPTOP)
-    assert train.parse(["--preset", "published"]).agent == newt.Config()
+    cfg, tasks, demos = train.parse([])
+    assert cfg == replace(train_config.LAPTOP, folder=Path("runs/starter"))
+    assert tasks == train_config.STARTER.split(",") and list(demos) == tasks
+    assert train.parse(["--preset", "published"]).cfg.agent == newt.Config()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert train.parse([]).agent == newt.Config()
-    assert train.parse(["--preset=laptop", "--horizon", "4"]).agent == replace(train.LAPTOP.agent, horizon=4)
+    assert train.parse([]).cfg.agent == newt.Config()
+    assert train.parse(["--preset=laptop", "--horizon", "4"]).cfg.agent == replace(train_config.LAPTOP.agent, horizon=4)
 
 
 def test_settings_fit_own_tasks(tmp_path):
     """Sizes of a new agent grow, one more input tells of the end; an evaluation comes after a whole episode."""
-    cfg = train.parse(["--preset", "laptop", "--tasks", "gym:Humanoid-v5", "--demos", "none"])
+    setup = train.parse(["--preset", "laptop", "--tasks", "gym:Humanoid-v5", "--demos", "none"])
+    cfg = setup.cfg
     assert (cfg.agent.obs_dim, cfg.agent.action_dim, cfg.eval_every) == (349, 17, 1000)
-    agent = train.create_agent(cfg, ["gym:Humanoid-v5"], torch.device("cpu"))
+    agent = train.create_agent(setup, torch.device("cpu"))
     assert agent.params["encoder.0.weight"].shape[1] == 349 + 384 and agent.mask.sum() == 17
     envs.TASKS["gym:Humanoid-v5"] = replace(envs.TASKS["gym:Humanoid-v5"], episode_length=2500)
-    assert train.parse(["--preset", "laptop", "--tasks", "gym:Humanoid-v5"]).eval_every == 2500
-    assert train.parse(["--preset", "laptop", "--tasks", "gym:Humanoid-v5", "--eval-every", "900"]).eval_every == 900
+    words = ["--preset", "laptop", "--tasks", "gym:Humanoid-v5"]
+    assert train.parse(words).cfg.eval_every == 2500
+    assert train.parse([*words, "--eval-every", "900"]).cfg.eval_every == 900
     own = train.parse(["--preset", "laptop", "--tasks", "my_envs:dies,walker-walk"])
-    assert (own.agent.obs_dim, own.agent.action_dim, own.eval_every) == (128, 16, 1000)
-    agent_file.save(tmp_path / "a.safetensors", train.create_agent(own, ["walker-walk"], torch.device("cpu")))
-    cfg = train.parse(["--preset", "laptop", "--tasks", "gym:Humanoid-v5", "--ckpt", str(tmp_path / "a.safetensors")])
-    assert (cfg.agent.obs_dim, cfg.agent.action_dim) == (128, 16)
+    assert (own.cfg.agent.obs_dim, own.cfg.agent.action_dim, own.cfg.eval_every) == (128, 16, 1000)
+    agent = train.create_agent(own._replace(tasks=["walker-walk"]), torch.device("cpu"))
+    agent_file.save(tmp_path / "a.safetensors", agent)
+    setup = train.parse([*words, "--ckpt", str(tmp_path / "a.safetensors")])
+    assert (setup.cfg.agent.obs_dim, setup.cfg.agent.action_dim) == (128, 16)
     with pytest.raises(ValueError, match="obs_dim is 128, these tasks need 349; action_dim is 16, these tasks need 17"):
-        train.create_agent(cfg, ["gym:Humanoid-v5"], torch.device("cpu"))
+        train.create_agent(setup, torch.device("cpu"))
     for name in ("gym:Humanoid-v5", "my_envs:dies"):
         del envs.TASKS[name]
 
@@ -265,39 +274,39 @@ def test_own_tasks_end_to_end(tmp_path):
 ])  # fmt: skip
 def test_settings_follow_from_what_there_is(words, name, why, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(train, "made_here", lambda cfg, task: cfg.demos == "auto" and task.startswith("mw-"))
+    monkeypatch.setattr(train_config, "made_here", lambda demos, task: demos == "auto" and task.startswith("mw-"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shown").mkdir()
     (tmp_path / "shown" / "walker-walk.safetensors").touch()
-    cfg, default = train.parse(words.split()), getattr(train, name)
-    given = {"tasks": cfg.tasks, "demos": cfg.demos, "ckpt": cfg.ckpt}
+    cfg, default = train.parse(words.split()).cfg, getattr(train_config, name)
+    given = {"tasks": cfg.tasks, "folder": cfg.folder, "demos": cfg.demos, "ckpt": cfg.ckpt}
     assert cfg == replace(default, **given) and why in cfg.why and cfg.preset in ("laptop", "published")
     assert cfg.demos == "none" or name != "FROM_SCRATCH"
-    assert train.parse([*words.split(), "--utd", "0.25", "--std-min", "0.07"]).utd == 0.25  # a user's word counts
+    assert train.parse([*words.split(), "--utd", "0.25", "--std-min", "0.07"]).cfg.utd == 0.25  # a user's word counts
 
 
 def test_settings_by_definition():
     """From scratch: wider search, twice the updates, to the end. Published for one task: size B, ten environments, and
     a pull to the policy that ends within the run."""
-    scratch, single = train.FROM_SCRATCH, train.SINGLE
+    scratch, single = train_config.FROM_SCRATCH, train_config.SINGLE
     assert (scratch.utd, scratch.lr_end, scratch.agent.std_min) == (1.0, 1.0, 0.1)
     assert (single.agent.size, single.envs_per_task) == ("B", 10)
     ends = single.agent.constraint_start + single.agent.constraint_duration
     assert 0 < ends < single.steps * single.envs_per_task / 2
-    assert replace(single, envs_per_task=1, agent=newt.Config()) == train.PUBLISHED
+    assert replace(single, envs_per_task=1, agent=newt.Config()) == train_config.PUBLISHED
 
 
 def test_names_of_run_folders():
     """One folder below runs/, with a name that every system takes."""
     names = ["all", "a,b", "gym:Pendulum-v1", "gym:my_envs:lab/Reach-v0", "my_robot:make_reach", "../x", "a" * 300]
-    folders = [train.run_folder(name) for name in names]
-    assert len(set(folders)) == len(names) and train.run_folder(train.STARTER) == Path("runs/starter")
+    folders = [train_config.run_folder_of(name) for name in names]
+    assert len(set(folders)) == len(names) and train_config.run_folder_of(train_config.STARTER) == Path("runs/starter")
     assert all(str(folder.parent) == "runs" and not set(folder.name) & set('/\\:*?"<>|') for folder in folders)
 
 
 def test_published_numbers():
     """The schedule of the paper for 200 tasks: 100M steps, 0.075 updates per step, evaluation every 20 * 500 steps."""
-    cfg = train.PRESETS["published"]
+    cfg = train_config.PRESETS["published"]
     assert cfg.steps * 200 == 100_000_000 and cfg.utd == 0.075 and cfg.eval_every == 20 * 500
     assert (cfg.pretrain_updates, cfg.buffer_steps, cfg.seed_episodes) == (200_000, 10_000_000, 5)
     assert (cfg.sampling, cfg.eval_episodes, cfg.agent.batch_size) == ("episode", 2, 1024)
@@ -320,7 +329,7 @@ def files(finished, tmp_path_factory) -> Path:
     (folder / "text.safetensors").write_bytes(b"not a checkpoint at all")
     save_file({"x": torch.zeros(1)}, folder / "foreign.safetensors")
     (folder / "old").mkdir()
-    (folder / "old" / "config.json").write_text(json.dumps({checkpoint.MARK: {"folder": "old", "demos": {}}}))
+    (folder / "old" / "config.json").write_text(json.dumps({run_folder.MARK: {"folder": "old", "demos": {}}}))
     for name, content in (
         ("junk", b"precious"),
         ("cut", (finished[0] / "demos" / "mw-reach.safetensors").read_bytes()),
@@ -399,10 +408,11 @@ def test_bad_input(name, files, monkeypatch, capsys):
     assert snapshot(files) == before
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(train.Train) if f.name not in ("agent", *PATHS)])
+@pytest.mark.parametrize("name", [f.name for f in fields(train_config.Train) if f.name not in ("agent", *PATHS)])
 def test_every_setting_is_checked(name):
     """A new number without a range fails here."""
-    assert fields_that_take_nonsense(train.Train(), lambda cfg: newt.check_fields(cfg, train.RANGES), name) == []
+    ranges = train_config.RANGES
+    assert fields_that_take_nonsense(train_config.Train(), lambda cfg: newt.check_fields(cfg, ranges), name) == []
 
 
 def test_tasks_of_a_stored_run_run_no_code_unasked(finished, tmp_path, monkeypatch, capsys):
@@ -419,7 +429,7 @@ def test_tasks_of_a_stored_run_run_no_code_unasked(finished, tmp_path, monkeypat
                 evaluation.run(lambda words=words: train.main(train.parse(["--resume", "whole", *words])))
             err = capsys.readouterr().err
             assert stopped.value.code == 2 and "with --tasks" in err and err.count("\n") == 1, err
-        assert train.parse(["--resume", "whole", "--tasks", tasks]).tasks == tasks
+        assert train.parse(["--resume", "whole", "--tasks", tasks]).cfg.tasks == tasks
     assert not (tmp_path / "proof").exists() and "evilmod" not in sys.modules
 
 
@@ -436,7 +446,7 @@ def test_a_checkpoint_of_other_tasks_than_the_run_is_refused(finished, tmp_path,
     ):
         shutil.rmtree(tmp_path / "whole", ignore_errors=True)
         shutil.copytree(finished[0] / "whole", tmp_path / "whole")
-        path = checkpoint.complete(tmp_path / "whole")[-1] / file
+        path = run_folder.complete(tmp_path / "whole")[-1] / file
         with safetensors.safe_open(path, "pt") as opened:
             ((key, text),) = opened.metadata().items()
         spoil(meta := json.loads(text))
@@ -496,8 +506,8 @@ def test_resume_remembers_more_steps(finished, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     train.main(train.parse(["--resume", "../whole", "--steps", "330"]))
-    assert train.parse(["--resume", "../whole"]).steps == 330
-    assert [path.name for path in checkpoint.complete(tmp_path / "whole")] == ["320", "330"]
+    assert train.parse(["--resume", "../whole"]).cfg.steps == 330
+    assert [path.name for path in run_folder.complete(tmp_path / "whole")] == ["320", "330"]
 
 
 def test_restart_by_torchrun_goes_on_with_its_own_run_only(finished, tmp_path, monkeypatch, capsys):
@@ -513,14 +523,14 @@ def test_restart_by_torchrun_goes_on_with_its_own_run_only(finished, tmp_path, m
     assert snapshot(tmp_path / "whole") == kept
     for _ in range(2):  # and with it again
         train.main(train.parse([*SMALL, "--folder", "whole"]))
-    assert checkpoint.complete(tmp_path / "whole")[-1].name == "320"
+    assert run_folder.complete(tmp_path / "whole")[-1].name == "320"
 
 
 def test_two_programs_never_work_in_one_folder(finished, tmp_path, monkeypatch, capsys):
     shutil.copytree(finished[0] / "whole", tmp_path / "whole")
     shutil.copytree(finished[0] / "demos", tmp_path / "demos")
     monkeypatch.chdir(tmp_path)
-    hold = "import checkpoint, pathlib, time\nwith checkpoint.claim(pathlib.Path('whole'), resume=True):\n"
+    hold = "import run_folder, pathlib, time\nwith run_folder.claim(pathlib.Path('whole'), resume=True):\n"
     hold += " print(flush=True)\n time.sleep(100)"
     other = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE,
                              env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
@@ -541,17 +551,16 @@ def test_demonstrations_of_some_tasks(tmp_path, monkeypatch):
     holds. More gets recorded with time, so it is said here what is."""
     monkeypatch.chdir(tmp_path)
     tasks = ["mw-reach", "walker-walk", "cheetah-run", "pygame-cowboy"]
-    cfg = train.parse(["--preset", "laptop"])
     monkeypatch.setattr(recordings, "of", lambda task: object() if task == "walker-walk" else None)
-    assert sorted(train.demo_files(cfg, tasks)) == ["mw-reach", "pygame-cowboy", "walker-walk"]
+    assert sorted(train_config.demo_files("auto", tasks)) == ["mw-reach", "pygame-cowboy", "walker-walk"]
     monkeypatch.setattr(recordings, "of", lambda task: None)
-    assert sorted(train.demo_files(cfg, tasks)) == ["mw-reach", "pygame-cowboy"]
+    assert sorted(train_config.demo_files("auto", tasks)) == ["mw-reach", "pygame-cowboy"]
     (tmp_path / "demos").mkdir()
     (tmp_path / "demos" / "cheetah-run.safetensors").touch()
-    assert sorted(train.demo_files(cfg, tasks)) == ["cheetah-run", "mw-reach", "pygame-cowboy"]
-    given = train.demo_files(replace(cfg, demos="demos"), tasks)
+    assert sorted(train_config.demo_files("auto", tasks)) == ["cheetah-run", "mw-reach", "pygame-cowboy"]
+    given = train_config.demo_files("demos", tasks)
     assert given == {"cheetah-run": Path("demos/cheetah-run.safetensors")}
-    assert train.demo_files(replace(cfg, demos="none"), tasks) == {}
+    assert train_config.demo_files("none", tasks) == {}
 
 
 def test_resume_with_other_demonstrations_is_refused(finished, tmp_path, monkeypatch, capsys):
@@ -569,7 +578,7 @@ def test_resume_with_other_demonstrations_is_refused(finished, tmp_path, monkeyp
 def test_checkpoint_of_another_version_is_refused(finished, tmp_path):
     """One that doesn't say which demonstrations it began with would go on without any."""
     shutil.copytree(finished[0] / "whole", tmp_path / "whole")
-    path = checkpoint.complete(tmp_path / "whole")[-1] / "state.safetensors"
+    path = run_folder.complete(tmp_path / "whole")[-1] / "state.safetensors"
     with safetensors.safe_open(path, "pt") as file:
         meta = json.loads(file.metadata()["newt_state"])
     del meta["demos"]
@@ -665,7 +674,7 @@ def test_signals_write_a_checkpoint(number, moment, tmp_path):
         wait_for(process, lambda: log.is_file() and "train/updates" in log.read_text())
     else:
         wait_for(process, lambda: (run / "checkpoints" / "pretrain-8").exists())
-    before = {path.name for path in checkpoint.complete(run)}
+    before = {path.name for path in run_folder.complete(run)}
     os.killpg(process.pid, number)  # as a terminal does: to the program and to its workers
     if moment == "twice":
         time.sleep(0.02)
@@ -679,7 +688,7 @@ def test_signals_write_a_checkpoint(number, moment, tmp_path):
     _, state = checkpoint.load(run, torch.device("cpu"), own, World())
     assert state.phase == ("online" if online else "pretrain")
     if online:
-        assert {path.name for path in checkpoint.complete(run)} - before and state.vector_step > 100
+        assert {path.name for path in run_folder.complete(run)} - before and state.vector_step > 100
         assert resumable(run, tmp_path, "--steps", str(state.vector_step + 50))
     else:
         assert state.updates > 4
@@ -691,7 +700,7 @@ def test_a_closed_terminal_asks_for_a_checkpoint(monkeypatch):
         return  # Windows
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
-        interruption = train.Interruption()
+        interruption = Interruption()
         monkeypatch.setattr("builtins.print", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "no terminal")))
         with interruption:
             os.kill(os.getpid(), signal.SIGHUP)
@@ -701,7 +710,7 @@ def test_a_closed_terminal_asks_for_a_checkpoint(monkeypatch):
                 time.sleep(1)
         interruption.restore()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        interruption = train.Interruption()
+        interruption = Interruption()
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         interruption.restore()
     finally:
@@ -721,7 +730,7 @@ def test_full_disk(tmp_path):
     assert done.returncode == 2, done.stderr
     error = done.stderr.strip().splitlines()[-1]
     assert error.startswith("error: can't write") and "pretrain-0 is kept" in error and "--resume cut" in error
-    assert [path.name for path in checkpoint.complete(run)] == ["pretrain-0"]
+    assert [path.name for path in run_folder.complete(run)] == ["pretrain-0"]
     assert not [path for path in run.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
     assert resumable(run, tmp_path)
 
@@ -736,7 +745,7 @@ def test_training_goes_on_when_simulators_are_lost(tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and no_process_left(process.pid), errors
     assert "no task at fault: a worker process died" in errors or "mw-reach: a worker process died" in errors
-    assert [path.name for path in checkpoint.complete(run)][-1] == "1500"
+    assert [path.name for path in run_folder.complete(run)][-1] == "1500"
     assert '"train/mw-reach/dropped": 1' in log.read_text()
 
 
@@ -833,24 +842,23 @@ def test_killed_at_five_random_moments(tmp_path):
 
 def test_estimate_says_nothing_to_other_processes(monkeypatch):
     """Only rank 0 estimates what the published preset would take: the others wouldn't answer."""
-    monkeypatch.setattr(train.distributed, "average", lambda tensors: 1 / 0)
-    cfg = train.LAPTOP
+    monkeypatch.setattr(newt.distributed, "average", lambda tensors: 1 / 0)
+    cfg = train_config.LAPTOP
     agent = newt.create(cfg.agent, ["a"], torch.zeros(1, cfg.agent.task_dim), [2], [0.9])
-    assert train.estimate(agent, cfg) > 0
+    assert estimate(agent, cfg.steps, 1, cfg.utd) > 0
 
 
 def test_several_lines_of_one_step_say_the_same_speed():
-    clock = train.Clock()
+    clock = Clock()
     clock.done = 5
     one = clock.look("steps", 100)
     assert one["time/steps_per_s"] > 0 and clock.look("steps", 100) == one
 
 
 def test_estimate_grows_with_the_work():
-    cfg = train.parse([*SMALL])
-    agent = train.create_agent(cfg, ["mw-reach"], torch.device("cpu"))
-    few, many = (replace(cfg, steps=steps) for steps in (1000, 10_000))
-    ratio = [train.estimate(agent, many) / train.estimate(agent, few) for _ in range(5)]
+    setup = train.parse([*SMALL])
+    agent = train.create_agent(setup, torch.device("cpu"))
+    ratio = [estimate(agent, 10_000, 1, setup.cfg.utd) / estimate(agent, 1000, 1, setup.cfg.utd) for _ in range(5)]
     assert 5 < np.median(ratio) < 20
-    assert (train.describe(0.5), train.describe(30), train.describe(100)) == ("30 minutes", "30 hours", "4 days")
-    assert train.describe(24 * 70) == "10 weeks"
+    assert (describe(0.5), describe(30), describe(100)) == ("30 minutes", "30 hours", "4 days")
+    assert describe(24 * 70) == "10 weeks"

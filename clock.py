@@ -1,0 +1,87 @@
+"""How long a run will take, where its time goes, and how much is left.
+
+Test: pytest tests/test_train.py -k "clock or estimate"
+"""
+
+import time
+from collections import Counter
+from contextlib import contextmanager, suppress
+
+import psutil
+import torch
+
+import newt
+from buffer import Batch
+
+
+class Clock:
+    """Where the wall time goes: `with clock("plan"): ...`, and the shares since the last look.
+
+    Waiting for slower processes counts as what it was that needed them: mostly "update".
+    """
+
+    def __init__(self):
+        self.looked: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        self.spent, self.start, self.done = Counter(), time.perf_counter(), 0
+
+    @contextmanager
+    def __call__(self, what: str):
+        before = time.perf_counter()
+        yield
+        self.spent[what] += time.perf_counter() - before
+
+    def look(self, unit: str, left: float) -> dict[str, float]:
+        """Shares of the wall time, speed and hours for what is left of what `done` counts; resident memory in GB.
+
+        With nothing done since the last look, what that one said: several lines may fall into one step.
+        """
+        if not self.done and self.looked:
+            return self.looked
+        wall = time.perf_counter() - self.start
+        rate = self.done / wall
+        program = psutil.Process()
+        sizes = []
+        for child in program.children(recursive=True):
+            with suppress(psutil.Error):  # it ended just now
+                sizes.append(child.memory_info().rss)
+        shares = {f"time/{what}": self.spent[what] / wall for what in ("plan", "update", "wait", "log")}
+        memory = {"memory/learner_gb": program.memory_info().rss / 1e9, "memory/workers_gb": sum(sizes) / 1e9}
+        self.restart()
+        self.looked = {**shares, f"time/{unit}_per_s": rate, "time/hours_left": left / max(rate, 1e-9) / 3600, **memory}
+        return self.looked
+
+
+def estimate(agent: newt.Agent, steps: int, environments: int, utd: float) -> float:
+    """Hours that so many steps of each environment, and utd updates for each step, will take one process.
+
+    From a timed decision and a small timed update.
+    """
+    few, small, a = min(environments, 4), min(128, agent.cfg.batch_size), agent.cfg
+    zeros = torch.zeros(few, dtype=torch.long, device=agent.device)
+    obs, warm = zeros.new_zeros(few, a.obs_dim).float(), zeros.new_zeros(few, a.horizon, a.action_dim).float()
+    scratch = newt.create(a, agent.tasks, agent.emb, [a.action_dim] * len(agent.tasks), agent.discount.tolist(), 0,
+                          agent.device)  # fmt: skip
+    batch = Batch(obs.new_zeros(a.horizon + 1, small, a.obs_dim), obs.new_zeros(a.horizon, small, a.action_dim),
+                  obs.new_zeros(a.horizon, small), zeros.new_zeros(small))  # fmt: skip
+
+    def seconds(call) -> float:
+        times = []
+        for _ in range(3):  # the first one allocates; the shortest is the one that nothing else disturbed
+            start = time.perf_counter()
+            float(call())  # waits for a GPU, too
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    plan = seconds(lambda: newt.act(scratch, obs, zeros, warm, zeros == 0).action.sum()) / few
+    step = seconds(lambda: newt.update(scratch, batch, "online")["loss/model"]) / small * a.batch_size
+    return steps * environments * (plan + utd * step) / 3600
+
+
+def describe(hours: float) -> str:
+    for limit, unit, size in ((2, "minutes", 1 / 60), (48, "hours", 1), (24 * 21, "days", 24)):
+        if hours < limit:
+            return f"{hours / size:.0f} {unit}"
+    return f"{hours / 168:.0f} weeks"
