@@ -254,42 +254,6 @@ def compare(stages: dict[str, dict[str, list]]) -> str:
     return "\n".join(lines + [envs.STAND_IN_NOTE] * any(envs.label(task) != task for task in tasks))
 
 
-def plot_curves(metrics: Path, path: Path) -> None:
-    """Score of every task, or return if it has none, against environment steps, as PNG.
-
-    Dots are evaluations, the line training episodes.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")  # files only: no display is needed
-    import matplotlib.pyplot as plt
-
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    keys = {key for line in lines for key in line}
-    found = [re.fullmatch("eval/(.+)/(?:score|ret)", key) for key in keys]  # own tasks' names may have slashes
-    tasks = sorted({match[1] for match in found if match})
-    scored = {task for task in tasks if f"eval/{task}/score" in keys}
-    columns = min(4, len(tasks))
-    rows = -(-len(tasks) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 0.5 + 2.2 * rows), squeeze=False, sharex=True,
-                                sharey=len(scored) == len(tasks), layout="constrained")  # fmt: skip
-    for axis in axes.flat[len(tasks) :]:
-        axis.axis("off")
-    for task, axis in zip(tasks, axes.flat, strict=False):
-        words = ("score", "score") if task in scored else ("return", "ret")
-        for key, style in ((f"train/{task}/{words[0]}", "-"), (f"eval/{task}/{words[1]}", "o")):
-            points = [(line["step"], line[key]) for line in lines if key in line]
-            if points:
-                axis.plot(*zip(*points, strict=True), style, alpha=0.5 if style == "-" else 1, markersize=4)
-        axis.set_title(task if task in scored or not scored else f"{task} (return)", fontsize=9)
-        if task in scored:
-            axis.set_ylim(-0.05, 1.05)
-    figure.supxlabel("environment steps (all tasks together)", fontsize=9)
-    figure.supylabel("score" if scored else "return", fontsize=9)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def record(agent: newt.Agent, tasks: list[str], path: Path, seed: int = 0, step: int = 0, planner: bool = True) -> None:
     """One episode of each task side by side in a grid, as mp4, with a bar. Those that end early hold their last frame.
 

@@ -5,7 +5,7 @@ model predict their returns, refit the Gaussian to the best E, repeat; execute t
 
 A search finds what is good and, where a model is wrong, what it is wrong about: the further from what was learned, the
 more. So a decision may be asked to be sure (`elite="sure"`): an elite replaces the policy's own plan only if it is
-better by every way of reckoning it that the model has, see `advantages`.
+better by every way of reckoning it that the model has (`advantages`), the more so the further off it is (`surest`).
 
 Papers: MPPI (Williams et al. 2015), TD-MPC2 (arXiv 2310.16828), constrained planning: Newt (arXiv 2511.19584).
 
@@ -147,8 +147,8 @@ def advantages(model: Model, z: Tensor, actions: Tensor, discount: Tensor) -> Te
     Way (k, h): h rewards and latents of the model, then what head k says of the plan's next action (after the last one,
     of the policy's). They agree where the model was learned and differ where it was not: with h = 0 no reward and no
     latent is believed, with h = H no value of a state that is near. Errors that all plans share cancel.
-    Measured on small agents: the mean of all ways minus twice their deviation tells good plans from bad ones where the
-    published return, the minimum or the spread of the heads at h = H alone do not (results/planning.py).
+    Measured on small agents: the mean of all ways minus twice their deviation tells good plans from bad ones near the
+    policy's where the published return, the minimum or the spread of the heads at h = H alone do not.
     """
     total, factor, ways = 0.0, torch.ones_like(discount).unsqueeze(1), []
     for action in actions.unbind(1):
@@ -161,14 +161,19 @@ def advantages(model: Model, z: Tensor, actions: Tensor, discount: Tensor) -> Te
     return ways - ways[..., :1]
 
 
-def surest(model: Model, z: Tensor, actions: Tensor, discount: Tensor, caution: float) -> Tensor:
+def surest(model: Model, z: Tensor, actions: Tensor, discount: Tensor, caution: float, near: Tensor) -> Tensor:
     """Index (B,) of the plan whose advantage over the first one is largest after `caution` deviations are taken off.
 
-    The first plan has advantage 0 for sure, so it is chosen unless another is better by more than the ways of
-    reckoning differ. A plan of NaN is never chosen.
+    near (B,): how far from the first plan, as a norm over steps and actions, the ways of reckoning are taken at their
+    word. They share what the data did not teach them, so beyond it their deviation counts in proportion to the
+    distance: with a search of std 2 a model is wrong by more than its ways differ (results/README.md, Planning).
+    The first plan has advantage 0 for sure, so it is chosen unless another is better by more than that. A plan of NaN
+    is never chosen.
     """
     ways = advantages(model, z, actions, discount)
-    return torch.nan_to_num(ways.mean(0) - caution * ways.std(0), nan=-torch.inf).argmax(1)
+    far = (actions - actions[:, :, :1]).square().sum((1, 3)).sqrt()  # (B, N)
+    doubt = (far / near.unsqueeze(1)).clamp(min=1) * ways.std(0)
+    return torch.nan_to_num(ways.mean(0) - caution * doubt, nan=-torch.inf).argmax(1)
 
 
 @torch.no_grad()
@@ -229,7 +234,11 @@ def plan(
     elif elite == "sure":
         own = policy_plans(model, z, torch.zeros_like(noise.pi[:, :, :1]))
         plans = torch.cat((own, mean.unsqueeze(2), elites), 2)
-        index = surest(model, z, plans, discount, settings.caution)
+        # Near is what the policy itself would do, and what the finest search would.
+        spread = ((pi_actions - own).square().sum((1, 2, 3)) / max(1, settings.num_pi)).sqrt()
+        finest = settings.std_min * (settings.horizon * mask.sum(1)).sqrt()
+        near = torch.maximum(spread, finest).clamp(min=1e-6)
+        index = surest(model, z, plans, discount, settings.caution, near)
     else:
         # Gumbel-argmax draws an elite in proportion to its weight. No temperature: argmax(x / T) is the same for all T.
         plans, index = elites, ((weight + 1e-9).log() + noise.gumbel).argmax(1)

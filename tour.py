@@ -302,11 +302,16 @@ def decide(agent: newt.Agent, obs: Tensor, path: Path, title: str, show: Callabl
     calm = planner.policy_plans(model, start, torch.zeros_like(noise.pi[:, :, :1]))  # the policy's, without noise
     candidates = torch.cat((calm, mean.unsqueeze(2), elite), 2)
     ways = planner.advantages(model, start, candidates, agent.discount)
-    sure = ways.mean(0) - settings.caution * ways.std(0)
+    # What they have in common may be wrong, too, the more the further a plan is from what the policy would do.
+    far = (candidates - calm).square().sum((1, 3)).sqrt()
+    spread = (own - calm).square().sum((1, 3)).mean(1).sqrt()
+    near = torch.maximum(spread, settings.std_min * (settings.horizon * mask.sum(1)).sqrt())
+    sure = ways.mean(0) - settings.caution * ways.std(0) * (far / near.unsqueeze(1)).clamp(min=1)
     best = int(sure.argmax(1))
     show("candidates", "B, H, 2+E, A", candidates, "if to be sure: the policy's plan, the Gaussian's mean, the elites")
     show("ways", "Q(H+1), B, 2+E", ways, "by how much each beats the policy's, by every way of reckoning")
-    show("sure", "B, 2+E", sure, f"mean of all ways, less {settings.caution} deviations; the policy's own has 0")
+    show("far", "B, 2+E", far, "norm of how each differs from the policy's; near is that of the policy's own spread")
+    show("sure", "B, 2+E", sure, f"mean of all ways less {settings.caution} deviations, or more; the policy's has 0")
     check("plan.chosen", candidates[:, :, best], planner.plan(*inputs, explore=False, elite="sure").chosen)
     what = ["the policy's plan: nothing is better for sure", "the Gaussian's mean", f"elite {best - 2}"][min(best, 2)]
     print(f"    chosen: {what}")

@@ -34,6 +34,8 @@ from train_config import PUBLISHED, Setup, Train, check, demo_folder, fit, input
 
 if __name__ == "__main__":
     given = command.start(parse, sys.argv[1:])
+    if os.environ.get("RANK", "0") == "0":  # as torchrun counts
+        print(f"{len(given.tasks)} tasks, {given.cfg.why}; loading torch and the simulators", flush=True)
 
 # Only now what takes seconds to load: --help and wrong words are answered above.
 import numpy as np
@@ -51,7 +53,7 @@ from buffer import Batch, Buffer, Collector, sample_mixed
 from clock import Clock, describe, estimate
 from distributed import World
 from envs.vector import STEP_MS, Step, VectorEnv
-from metrics import Log
+from metrics import Log, plot_curves
 
 DECISION_MS = 2.0  # besides STEP_MS, what a task costs the process that owns it: only for sharing tasks out
 
@@ -230,6 +232,9 @@ def prepare(setup: Setup, world: World, interruption: command.Interruption) -> R
     log = Log(cfg.folder, state.log_size, state.vector_step * len(tasks) * cfg.envs_per_task, world)
     if cfg.resume and world.rank == 0:  # the next --resume, without words, must not end where this run was first to end
         run_folder.set_steps(cfg.folder, cfg.steps)
+    if not state.log_size:  # also where a run was killed before its first lines were safe
+        log.write(0, **{f"demo/{name}/{key}": np.mean(getattr(file, key)[: cfg.demo_episodes])
+                        for name, file in files.items() for key in ("ret", "score")})  # fmt: skip
     r = Run(setup, world, device, workers, agent, state, own, mine, demo, online, log, interruption)
     for name, file in own_files.items():
         for start, end in zip(file.episode_start[:-1] + 1, file.episode_start[1:], strict=True):
@@ -442,11 +447,13 @@ def measure(r: Run, policy: evaluation.Policy, episodes: int, title: str) -> dic
     played = evaluation.evaluate(r.agent, r.mine, episodes, cfg.seed, policy, r.step, r.workers, title)
     played = {task: rows for part in distributed.gather(played) for task, rows in part.items()}
     played = {task: played[task] for task in tasks}
-    means = {f"eval/{task}/{key}": np.mean([getattr(e, key) for e in rows])
-             for task, rows in played.items()
-             for key in ("ret", "success", "score") + ("length",) * (":" in task)}  # fmt: skip
-    scores = [means[f"eval/{task}/score"] for task in tasks]
-    r.log.write(r.step, **means, **{"eval/score": evaluation.mean_of_defined(scores)})
+    values = {}
+    for task, rows in played.items():
+        for key in ("ret", "success", "score") + ("length",) * (":" in task):
+            mean, values[f"eval/{task}/{key}_interval"] = evaluation.summarise([getattr(e, key) for e in rows])
+            values[f"eval/{task}/{key}"] = mean
+    scores = [values[f"eval/{task}/score"] for task in tasks]
+    r.log.write(r.step, **values, **{"eval/score": evaluation.mean_of_defined(scores)})
     r.clock.restart()
     return {task: [tuple(e) for e in rows] for task, rows in played.items()}
 
@@ -478,7 +485,7 @@ def stop_if_asked(r: Run, name: str) -> None:
 def show(r: Run) -> None:
     """The table, the curves, the film."""
     folder = r.setup.cfg.folder
-    evaluation.plot_curves(folder / "metrics.jsonl", folder / "curves.png")
+    plot_curves(folder / "metrics.jsonl", folder / "curves.png")
     print(evaluation.compare(r.state.results))
     print(f"curves {folder / 'curves.png'}\nagent  {folder / 'agent.safetensors'}")
     try:

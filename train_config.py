@@ -6,8 +6,8 @@ Test: pytest tests/test_train.py tests/test_command.py
 """
 
 import argparse
-import shutil
-import sys
+import ctypes
+import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -160,9 +160,12 @@ PRESETS = {"published": PUBLISHED, "laptop": LAPTOP}
 
 
 def on_gpu() -> bool:
-    """Whether there is a CUDA GPU. Where no driver is, --help need not wait for torch to find none."""
-    if {"-h", "--help"} & {*sys.argv} and not shutil.which("nvidia-smi"):
-        return False
+    """Whether there is a CUDA GPU. Where no driver is, nobody waits seconds for torch to find none."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        if not Path("/dev/kfd").exists():  # an AMD GPU, which torch calls cuda, too
+            return False
     import torch
 
     return torch.cuda.is_available()

@@ -45,8 +45,7 @@ import world_model as wm
 
 HERE = Path(__file__).parent
 FREE = "constraint_start=0,constraint_duration=0"  # the search starts from the shifted plan and std_max
-VARIANTS = ("policy", "elite=sample", "elite=sure", f"elite=sample,{FREE}", f"elite=sure,{FREE}",
-            f"elite=sure,caution=3,{FREE}")  # fmt: skip
+VARIANTS = ("policy", "elite=sample", "elite=sure", f"elite=sample,{FREE}", f"elite=sure,{FREE}")
 
 
 @dataclass(frozen=True)

@@ -159,8 +159,13 @@ def ways_of_reckoning(model, z, actions, gamma) -> list[float]:
     return ways
 
 
-def sure_plan(model, z, plans, gamma, caution):
-    """The plan whose advantage over the first has the largest mean minus `caution` sample deviations."""
+def distance(one, other):
+    return math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(one, other, strict=True)))
+
+
+def sure_plan(model, z, plans, gamma, caution, near):
+    """The plan whose advantage over the first has the largest mean minus `caution` sample deviations; of a plan that is
+    further off than `near`, these times how many times further."""
     first = ways_of_reckoning(model, z, plans[0], gamma)
     bounds = []
     for actions in plans:
@@ -168,7 +173,7 @@ def sure_plan(model, z, plans, gamma, caution):
         better = [way - base for way, base in zip(ways, first, strict=True)]
         centre = sum(better) / len(better)
         spread = math.sqrt(sum((x - centre) ** 2 for x in better) / (len(better) - 1))
-        bounds.append(centre - caution * spread)
+        bounds.append(centre - caution * spread * max(1.0, distance(actions, plans[0]) / near))
     return plans[bounds.index(max(bounds))]
 
 
@@ -235,7 +240,9 @@ def plan_one(model, z, warm, first, mask, gamma, settings, noise, b, weight, exp
             quiet.append(model.pi(z_t, torch.zeros_like(mask)))
             z_t = model.next(z_t, quiet[-1])
         candidates = [quiet, list(mean)] + [plans[n] for n in order]
-        plan = torch.stack(sure_plan(model, z, candidates, gamma, settings.caution))
+        spread = math.sqrt(sum(distance(actions, quiet) ** 2 for actions in policy) / num_pi)
+        near = max(spread, settings.std_min * math.sqrt(horizon * sum(float(m) for m in mask)))
+        plan = torch.stack(sure_plan(model, z, candidates, gamma, settings.caution, near))
     else:
         draw = [math.log(s + 1e-9) + float(g) for s, g in zip(score, noise.gumbel[b], strict=True)]
         plan = torch.stack(plans[order[draw.index(max(draw))]])

@@ -118,14 +118,6 @@ def test_tables_by_hand():
     assert re.search(r"^success +0\.000 +0\.750 +\(mean over the 2 tasks", text, re.M)
 
 
-def test_curves(tmp_path):
-    lines = [{"step": 0, "eval/mw-reach/score": 0.0, "eval/score": 0.0}, {"step": 100, "train/mw-reach/score": 1.0},
-             {"step": 200, "eval/mw-reach/score": 1.0}]  # fmt: skip
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    evaluation.plot_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-
-
 OWN = ["my_envs:dies", "my_envs:cut", "gym:my_envs:lab/Reach-v0", "my_envs:quiet"]
 
 
@@ -170,25 +162,6 @@ def test_what_is_not_defined_is_shown_as_such():
     alone = {OWN[3]: results[OWN[3]]}
     assert "nan" not in evaluation.table(alone) + evaluation.compare({"online": alone})
     assert "length" not in evaluation.table({"mw-reach": results["mw-reach"]})
-
-
-def test_curves_of_own_tasks(tmp_path, monkeypatch):
-    """Names with slashes keep their curve; a task without a score has its return drawn."""
-    from matplotlib.figure import Figure
-
-    a, b = OWN[2:]
-    lines = [{"step": 0, f"eval/{a}/score": 0.5, f"eval/{a}/ret": 70.0, f"eval/{b}/ret": 3.0, "eval/score": 0.5},
-             {"step": 9, f"train/{a}/score": 1.0, f"train/{a}/return": 7.0, f"train/{b}/return": 4.0}]  # fmt: skip
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    drawn = {}
-
-    def look(figure, *_, **__):
-        for axis in figure.axes:
-            drawn[axis.get_title()] = sorted(float(y) for line in axis.lines for y in line.get_ydata()), axis.get_ylim()
-
-    monkeypatch.setattr(Figure, "savefig", look)
-    evaluation.plot_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    assert drawn[a] == ([0.5, 1.0], (-0.05, 1.05)) and drawn[f"{b} (return)"][0] == [3, 4]
 
 
 def test_video(ckpt, tmp_path):

@@ -76,7 +76,8 @@ FAULTS = {
         "factor * discount.unsqueeze(1)\n    ways",
         "factor\n    ways",
     ),
-    "sure without caution": ("planner.py", "ways.mean(0) - caution * ways.std(0)", "ways.mean(0)"),
+    "sure without caution": ("planner.py", "ways.mean(0) - caution * doubt", "ways.mean(0)"),
+    "as sure far away": ("planner.py", "(far / near.unsqueeze(1)).clamp(min=1) * ways.std(0)", "ways.std(0)"),
     "advantages over nothing": ("planner.py", "return ways - ways[..., :1]", "return ways"),
     "reward of the latent after the step": (
         "planner.py",

@@ -416,11 +416,13 @@ def test_advantages_by_hand():
     # .5 + .25 + (20 - 10) / 4 = 3.25 and 5.75.
     want = torch.tensor([[0, 1, 0.5], [0, 1, 0.5], [0, 5.5, 3.25], [0, 10.5, 5.75], [0, 0.5, 3.25], [0, 0.5, 5.75]])
     torch.testing.assert_close(got, want.unsqueeze(1))
-    mean, std = want.mean(0), want.std(0)
+    mean, std, inputs = want.mean(0), want.std(0), (model, torch.tensor([[[1.0]]]), plans, torch.tensor([0.5]))
     for caution in (0.0, 0.5, 1.0, 2.0):
-        chosen = planner.surest(model, torch.tensor([[[1.0]]]), plans, torch.tensor([0.5]), caution)
-        assert chosen.item() == (mean - caution * std).argmax().item()
-    assert planner.surest(model, torch.tensor([[[1.0]]]), plans, torch.tensor([0.5]), 9.0).item() == 0
+        for near in (9.0, 1.0, 0.9, 0.5):  # the plans are sqrt(2) and sqrt(1/2) off
+            doubt = torch.tensor([1, max(1, 2**0.5 / near), max(1, 0.5**0.5 / near)]) * std
+            chosen = planner.surest(*inputs, caution, torch.tensor([near]))
+            assert chosen.item() == (mean - caution * doubt).argmax().item()
+    assert planner.surest(*inputs, 9.0, torch.tensor([9.0])).item() == 0
 
 
 def test_a_wrong_value_outside_of_the_data_is_walked_into_unless_sure():
@@ -445,6 +447,31 @@ def test_a_wrong_value_outside_of_the_data_is_walked_into_unless_sure():
     assert (sure.cumsum(1).abs() < 1.2).all()
 
 
+@pytest.mark.parametrize("distance_counts", [True, False])
+def test_errors_that_all_ways_share_grow_with_the_distance(distance_counts, monkeypatch):
+    """The best place is 0.2. Behind 0.5, where the policy never is, rewards and all heads promise much the same."""
+
+    def beyond(z):
+        return (z[..., 0].abs() - 0.5).clamp(min=0, max=0.3)
+
+    def truth(z):
+        return -(z[..., 0] - 0.2).square()
+
+    model = toy(
+        lambda z, a: truth(z + a) + 10 * beyond(z + a),
+        pi=lambda z, eps: 0.1 * torch.tanh(eps) + 0 * z,
+        value=lambda z: 2 * truth(z) + 10 * beyond(z),
+        heads=lambda z, a: torch.stack([3 * truth(z + a) + k * beyond(z + a) for k in (20, 25, 30, 35, 40)]),
+    )
+    if not distance_counts:
+        surest = planner.surest
+        monkeypatch.setattr(planner, "surest", lambda *args: surest(*args[:-1], torch.full((32,), 1e9)))
+    settings = Settings(num_samples=128, num_elites=16, num_pi=8, std_min=0.03)
+    chosen = run(model, settings, 32, 1, explore=False, elite="sure").chosen
+    astray = (chosen.cumsum(1).abs() > 0.6).any(1).float().mean()
+    assert astray == 0 if distance_counts else astray > 0.9
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_what_replaces_the_policys_plan_is_better_where_the_ways_of_reckoning_hold_the_truth(seed):
     """If the true advantage is within `caution` deviations of the mean of all ways, no worse plan is ever chosen."""
@@ -458,7 +485,8 @@ def test_what_replaces_the_policys_plan_is_better_where_the_ways_of_reckoning_ho
     ways = torch.where(within, true + error, -9.0)  # elsewhere all say that it is bad
     steps = iter(ways.view(4, 5, 1000, 20))
     model = toy(lambda z, a: 0 * a[..., 0], heads=lambda z, a: next(steps))
-    chosen = planner.surest(model, torch.zeros(1000, 1, 1), torch.zeros(1000, 3, 20, 1), torch.ones(1000), 2.0)
+    one = torch.ones(1000)
+    chosen = planner.surest(model, torch.zeros(1000, 1, 1), torch.zeros(1000, 3, 20, 1), one, 2.0, one)
     gained = true.gather(1, chosen.unsqueeze(1))
     assert gained.min() >= 0 and (chosen > 0).float().mean() > 0.1
     rash = true.gather(1, ways.mean(0).argmax(1, keepdim=True))

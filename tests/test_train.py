@@ -194,12 +194,12 @@ def test_instruction_is_what_the_agent_hears():
 
 
 def test_presets(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(train_config, "on_gpu", lambda: False)
     cfg, tasks, demos = train.parse([])
     assert cfg == replace(train_config.LAPTOP, folder=Path("runs/starter"))
     assert tasks == train_config.STARTER.split(",") and list(demos) == tasks
     assert train.parse(["--preset", "published"]).cfg.agent == newt.Config()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(train_config, "on_gpu", lambda: True)
     assert train.parse([]).cfg.agent == newt.Config()
     assert train.parse(["--preset=laptop", "--horizon", "4"]).cfg.agent == replace(train_config.LAPTOP.agent, horizon=4)
 
@@ -273,7 +273,7 @@ def test_own_tasks_end_to_end(tmp_path):
     ("--preset=published --tasks=mw-reach", "SINGLE", "one task, demonstrations"),
 ])  # fmt: skip
 def test_settings_follow_from_what_there_is(words, name, why, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(train_config, "on_gpu", lambda: False)
     monkeypatch.setattr(train_config, "made_here", lambda demos, task: demos == "auto" and task.startswith("mw-"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shown").mkdir()
