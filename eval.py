@@ -283,7 +283,8 @@ def record(agent: newt.Agent, tasks: list[str], path: Path, seed: int = 0, step:
                 bar.update()
             env.close()
             clips.append(np.stack(frames))
-    length, columns = max(map(len, clips)), int(np.ceil(np.sqrt(len(clips))))
+    side = int(np.ceil(np.sqrt(len(clips))))
+    length, columns = max(map(len, clips)), min(range(side, 2 * side), key=lambda n: (-len(clips) % n, n))  # no gaps
     clips = [np.concatenate([c, np.repeat(c[-1:], length - len(c), 0)]) for c in clips]
     clips += [np.zeros_like(clips[0])] * (-len(clips) % columns)
     rows = [np.concatenate(clips[i : i + columns], 2) for i in range(0, len(clips), columns)]

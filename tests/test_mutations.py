@@ -295,6 +295,7 @@ def broken(fault: str) -> str:
 def run_tests(tree: Path, file: str) -> subprocess.CompletedProcess:
     """The tests of this file, in a copy of the program at `tree`."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb", "line"]
+    command += ["-n0"]
     command += [f"tests/{word}" if word.startswith("test_") else word for word in TESTS[file]]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # no bytecode of an earlier fault
     return subprocess.run(command, cwd=tree, capture_output=True, text=True, env=env)

@@ -257,7 +257,7 @@ def test_commands_parse(words, user):
         given = get_args_parser().parse_args(rest)
         run_python([given.training_script, *given.training_script_args], user)
     elif program == "pip":
-        assert rest[:2] == ["install", "-r"] and (ROOT / rest[2]).is_file()
+        assert rest[:3] == ["install", "-q", "-r"] and (ROOT / rest[3]).is_file()
     else:
         assert words == [".", ".venv/bin/activate"]
 
@@ -268,7 +268,7 @@ def test_the_first_screen_sets_up_and_tests_run_as_in_ci():
     lines = [line for line in first.splitlines() if not line.startswith("#")]
     assert len(lines) == 2 and PAGES[FRONT].index(first) < 1_500
     for line, last in zip(lines, ("python train.py", "pytest"), strict=True):
-        assert line.split(" && ")[2:] == ["pip install -r requirements.txt", last]
+        assert line.split(" && ")[2:] == ["pip install -q -r requirements.txt", last]
     assert "pytest" in (ROOT / ".ci/run").read_text().splitlines()
 
 
