@@ -1,10 +1,12 @@
-"""The agent's settings. Apart from newt.py, so that `--help` need not wait for torch.
+"""The agent's settings, and what they may be. Apart from newt.py, so that `--help` need not wait for torch.
 
 Test: pytest tests/test_newt.py
 """
 
 from dataclasses import dataclass
 from typing import Literal
+
+from command import check_fields
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,36 @@ class Config:
     """until this many environment steps the initial Gaussian is the policy's (constrained planning), in guided tasks"""
     constraint_duration: int = 10_000_000
     """environment steps over which that pull goes from 1 to 0"""
+
+
+RANGES = {  # of every number above: smallest and largest value
+    **dict.fromkeys(("obs_dim", "action_dim"), (1, 100_000)),
+    "task_dim": (0, 100_000),
+    "num_bins": (2, 100_000),
+    "batch_size": (1, 1_000_000),
+    "horizon": (1, 1000),
+    "lr": (1e-12, 1),
+    "enc_lr_scale": (0, 1000),
+    "grad_clip": (1e-6, 1e9),
+    **dict.fromkeys(("rho", "tau"), (0, 1)),
+    **dict.fromkeys(("consistency_coef", "reward_coef", "value_coef", "bc_coef", "online_bc_coef"), (0, 1e6)),
+    "entropy_coef": (0, 1e6),
+    **dict.fromkeys(("num_samples", "num_elites"), (1, 100_000)),
+    "num_pi": (2, 100_000),
+    "iterations": (1, 1000),
+    "temperature": (0, 1e4),
+    **dict.fromkeys(("std_min", "std_max", "caution"), (0, 1000)),
+    **dict.fromkeys(("warmup_updates", "constraint_start", "constraint_duration"), (0, 10**15)),
+}
+
+
+def check(cfg: Config) -> None:
+    """Raise ValueError, one line, for settings that cannot work."""
+    check_fields(cfg, RANGES)
+    if not cfg.num_pi < cfg.num_samples or cfg.num_elites > cfg.num_samples:
+        raise ValueError(
+            f"planning needs num_pi < num_samples and num_elites <= num_samples, got num_pi {cfg.num_pi}, "
+            f"num_samples {cfg.num_samples}, num_elites {cfg.num_elites}"
+        )
+    if cfg.std_min > cfg.std_max:
+        raise ValueError(f"std_min {cfg.std_min} is above std_max {cfg.std_max}")

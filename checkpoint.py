@@ -27,6 +27,7 @@ import distributed
 import newt
 import run_folder
 from buffer import Buffer, write_atomically
+from command import check_fields
 from distributed import World
 
 KEEP = 2  # checkpoints
@@ -265,7 +266,7 @@ def load(folder: Path, device: torch.device, own: Own, world: World) -> tuple[ne
             raise ValueError(f"its header has {', '.join(counters):.80}")
         for name in own.counters():
             setattr(own, name, counters[name])
-        newt.check_fields(own, RANGES)
+        check_fields(own, RANGES)
         for table in (own.episodes, own.dropped):
             if not isinstance(table, dict) or not set(table) <= set(agent.tasks):
                 raise ValueError("it counts episodes of other tasks than the agent's")
@@ -280,7 +281,7 @@ def load(folder: Path, device: torch.device, own: Own, world: World) -> tuple[ne
         if set(meta) != {f.name for f in fields(State)} or type(agent.updates) is not int or agent.updates < 0:
             raise ValueError(f"its header has {', '.join(meta):.80}")
         state = State(**meta)
-        newt.check_fields(state, RANGES)
+        check_fields(state, RANGES)
         _check_tables(state, agent.tasks)
         agent.generator.set_state(tensors.pop("generator"))
         _restore_optimisers(agent, tensors)

@@ -289,7 +289,7 @@ class Demos:
 def main_checkpoint(cfg: Checkpoint) -> None:
     if cfg.out.exists() and not (cfg.overwrite and cfg.out.is_file()):
         raise FileExistsError(f"{cfg.out} exists; --overwrite replaces a file")
-    newt.check_fields(cfg, {"step": agent_file.STEPS})
+    command.check_fields(cfg, {"step": agent_file.STEPS})
     agent, blind = checkpoint(cfg.file, cfg.tasks, cfg.embeddings)
     cfg.out.parent.mkdir(parents=True, exist_ok=True)
     agent_file.save(cfg.out, agent, cfg.step, {"converted_from": cfg.file.name})

@@ -1,4 +1,4 @@
-"""The Newt agent: configuration, losses, one update step, acting.
+"""The Newt agent: losses, one update step, acting.
 
 Learning (batch: B slices of H transitions, time first; rho_t = 0.5^t normalised over H+1 entries):
 
@@ -23,6 +23,7 @@ Test: pytest tests/test_newt.py tests/test_parity.py
 """
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -36,47 +37,20 @@ from torch import Tensor
 import distributed
 import planner
 import world_model as wm
-from agent_config import Config
+from agent_config import RANGES, Config, check  # noqa: F401  RANGES: of the agent, as everything here
 from buffer import Batch
-from command import check_fields
 from planner import Plan
 from world_model import Params, Policy, Task
 
 Phase = Literal["pretrain", "online"]
 
 
-RANGES = {  # of every number in Config: smallest and largest value; of a word, what it may be
-    "size": wm.SIZES,
-    **dict.fromkeys(("obs_dim", "action_dim"), (1, 100_000)),
-    "task_dim": (0, 100_000),
-    "num_bins": (2, 100_000),
-    "batch_size": (1, 1_000_000),
-    "horizon": (1, 1000),
-    "lr": (1e-12, 1),
-    "enc_lr_scale": (0, 1000),
-    "grad_clip": (1e-6, 1e9),
-    **dict.fromkeys(("rho", "tau"), (0, 1)),
-    **dict.fromkeys(("consistency_coef", "reward_coef", "value_coef", "bc_coef", "online_bc_coef"), (0, 1e6)),
-    "entropy_coef": (0, 1e6),
-    **dict.fromkeys(("num_samples", "num_elites"), (1, 100_000)),
-    "num_pi": (2, 100_000),
-    "iterations": (1, 1000),
-    "temperature": (0, 1e4),
-    **dict.fromkeys(("std_min", "std_max", "caution"), (0, 1000)),
-    **dict.fromkeys(("warmup_updates", "constraint_start", "constraint_duration"), (0, 10**15)),
-}
+class Functions(NamedTuple):
+    """What takes the time, as functions of tensors."""
 
-
-def check(cfg: Config) -> None:
-    """Raise ValueError, one line, for settings that cannot work."""
-    check_fields(cfg, RANGES)
-    if not cfg.num_pi < cfg.num_samples or cfg.num_elites > cfg.num_samples:
-        raise ValueError(
-            f"planning needs num_pi < num_samples and num_elites <= num_samples, got num_pi {cfg.num_pi}, "
-            f"num_samples {cfg.num_samples}, num_elites {cfg.num_elites}"
-        )
-    if cfg.std_min > cfg.std_max:
-        raise ValueError(f"std_min {cfg.std_min} is above std_max {cfg.std_max}")
+    model_loss: Callable
+    policy_loss: Callable
+    decide: Callable
 
 
 @dataclass
@@ -95,6 +69,7 @@ class Agent:
     q_scale: Tensor  # () running 5..95 % range of Q, at least 1
     generator: torch.Generator  # all noise of updates and decisions
     updates: int = 0  # in the current phase; drives the warm-up
+    compiled: Functions | None = None  # the same functions, faster (compiled.py)
 
     @property
     def device(self) -> torch.device:
@@ -379,7 +354,8 @@ def update(
         group["lr"] = _part_lr(cfg, part) * warm * lr_scale
     agent.pi_optim.param_groups[0]["lr"] = cfg.lr * lr_scale
 
-    loss, zs, metrics = model_loss(cfg, params, batch, task, agent.discount[batch.task], noise, phase)
+    functions = agent.compiled or Functions(model_loss, policy_loss, decide)
+    loss, zs, metrics = functions.model_loss(cfg, params, batch, task, agent.discount[batch.task], noise, phase)
     metrics["train/grad_norm"] = _descend(agent.model_optim, loss, cfg.grad_clip, list(metrics.values()), world)
     targets = [name for name in params if name.startswith("q_target.")]
     with torch.no_grad():
@@ -389,7 +365,7 @@ def update(
     if phase == "online":
         rho = time_weights(horizon, cfg.rho, batch.obs.device)
         bins = wm.make_bins(cfg.num_bins, device=batch.obs.device)
-        loss, pi_metrics = policy_loss(
+        loss, pi_metrics = functions.policy_loss(
             params, zs.detach(), batch.action, task, noise.eps_pi, noise.heads_pi, agent.q_scale, rho, bins,
             cfg.entropy_coef, cfg.online_bc_coef * agent.guided[batch.task],
         )  # fmt: skip
@@ -435,6 +411,27 @@ def planner_model(params: Params, task: Task, bins: Tensor) -> planner.Model:
 
 
 @torch.no_grad()
+def decide(
+    params: Params,
+    emb: Tensor,
+    mask: Tensor,
+    z: Tensor,
+    warm: Tensor,
+    first: Tensor,
+    discount: Tensor,
+    noise: planner.Noise,
+    weight: Tensor,
+    settings: planner.Settings,
+    num_bins: int,
+    elite: str,
+) -> Plan:
+    """planner.plan with this world model, without exploring, as a function of tensors: emb (B, G), mask (B, A)."""
+    task = Task(emb, mask, torch.arange(z.shape[0], device=z.device).unsqueeze(1))
+    model = planner_model(params, task, wm.make_bins(num_bins, device=z.device))
+    return planner.plan(model, z, warm, first, mask, discount, settings, noise, weight, False, elite)
+
+
+@torch.no_grad()
 def act(
     agent: Agent,
     obs: Tensor,
@@ -467,23 +464,22 @@ def act(
         action = wm.pi(agent.params, z, tables, eps).action
         nothing = torch.zeros_like(warm)
         return Plan(action, nothing, nothing, action.new_zeros(len(task), 1), nothing)
-    bins, settings = wm.make_bins(cfg.num_bins, device=obs.device), plan_settings(cfg)
+    settings, decide_ = plan_settings(cfg), agent.compiled.decide if agent.compiled else decide
     weight = planner.policy_weight(step, cfg.constraint_start, cfg.constraint_duration) * agent.guided[task]
     num_q = agent.params["q.0.weight"].shape[0]
     noise = planner.draw_noise(settings, len(task), cfg.action_dim, num_q, generator)
 
     @torch.no_grad()  # the mode is per thread
     def plan_for(rows: Tensor) -> Plan:
-        local = Task(tables.emb[rows], tables.mask[rows], torch.arange(len(rows), device=obs.device).unsqueeze(1))
         own = planner.Noise(
             noise.pi[rows], noise.sample[:, rows], noise.terminal[:, rows], noise.heads, noise.gumbel[rows],
             noise.final[rows],
         )  # fmt: skip
-        return planner.plan(
-            planner_model(agent.params, local, bins), z[rows], warm[rows], first[rows], local.mask,
-            agent.discount[task[rows]], settings, own, weight[rows], explore,
-            "sample" if explore else cfg.elite,
+        plan = decide_(
+            agent.params, tables.emb[rows], tables.mask[rows], z[rows], warm[rows], first[rows],
+            agent.discount[task[rows]], own, weight[rows], settings, cfg.num_bins, "sample" if explore else cfg.elite,
         )  # fmt: skip
+        return planner.explored(plan, own) if explore else plan
 
     every = torch.arange(len(task), device=obs.device)
     if obs.device.type != "cpu" or len(task) == 1:

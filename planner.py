@@ -110,16 +110,32 @@ def policy_plans(model: Model, z: Tensor, eps: Tensor) -> Tensor:
     return torch.stack(actions, 1)
 
 
-def plan_return(model: Model, z: Tensor, actions: Tensor, discount: Tensor, eps: Tensor, heads: Tensor) -> Tensor:
-    """What the model expects of each plan: H discounted rewards, then the value of the latent where it ends.
+def look_ahead(model: Model, z: Tensor, actions: Tensor, discount: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the model expects on the way: H discounted rewards (B, N), where that ends (B, N, Z), and gamma^H (B, 1).
 
-    z (B, 1, Z); actions (B, H, N, A); discount (B,), per agent step; eps (B, N, A); heads (2,)  ->  (B, N)
+    z (B, 1, Z); actions (B, H, N, A); discount (B,), per agent step
     """
     total, factor = 0.0, torch.ones_like(discount).unsqueeze(1)
     for action in actions.unbind(1):
         total = total + factor * model.reward(z, action)  # the reward belongs to the latent *before* the step
         z, factor = model.next(z, action), factor * discount.unsqueeze(1)
-    return total + factor * model.q(z, model.pi(z, eps), heads)
+    return total, z, factor
+
+
+def plan_return(
+    model: Model, z: Tensor, actions: Tensor, discount: Tensor, eps: Tensor, heads: Tensor,
+    known: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """What the model expects of each plan: H discounted rewards, then the value of the latent where it ends.
+
+    z (B, 1, Z); actions (B, H, N, A); discount (B,), per agent step; eps (B, N, A); heads (2,)  ->  (B, N)
+    known: the first two that look_ahead gave for the first so many plans, if they were looked at before
+    """
+    looked = 0 if known is None else known[0].shape[1]
+    total, end, factor = look_ahead(model, z, actions[:, :, looked:], discount)
+    if known is not None:
+        total, end = torch.cat((known[0], total), 1), torch.cat((known[1], end), 1)
+    return total + factor * model.q(end, model.pi(end, eps), heads)
 
 
 def refit(actions: Tensor, value: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -222,10 +238,12 @@ def plan(
         mean = weight * pi_actions.mean(2) + (1 - weight) * mean
         std = weight * pi_std + (1 - weight) * std
 
+    # The same in every iteration.
+    known = look_ahead(model, z, pi_actions, discount)[:2] if settings.num_pi else None
     for i in range(settings.iterations):
         sampled = (mean.unsqueeze(2) + std.unsqueeze(2) * noise.sample[i]).clamp(-1, 1) * mask_h.unsqueeze(2)
         actions = torch.cat((pi_actions, sampled), 2)  # (B, H, N, A)
-        value = plan_return(model, z, actions, discount, noise.terminal[i], noise.heads[i])
+        value = plan_return(model, z, actions, discount, noise.terminal[i], noise.heads[i], known)
         mean, std, elites, weight = refit(actions, value, settings)
         mean, std = mean * mask_h, std * mask_h
 
@@ -244,7 +262,10 @@ def plan(
         plans, index = elites, ((weight + 1e-9).log() + noise.gumbel).argmax(1)
     index = index[:, None, None, None].expand(-1, settings.horizon, 1, mask.shape[1])
     chosen = plans.gather(2, index).squeeze(2)  # (B, H, A)
-    action = chosen[:, 0]
-    if explore:
-        action = action + std[:, 0] * noise.final
-    return Plan(action.clamp(-1, 1), mean, std, value, chosen)
+    result = Plan(chosen[:, 0].clamp(-1, 1), mean, std, value, chosen)
+    return explored(result, noise) if explore else result
+
+
+def explored(plan: Plan, noise: Noise) -> Plan:
+    """The same plan, to be executed with Gaussian noise of its final std."""
+    return plan._replace(action=(plan.chosen[:, 0] + plan.std[:, 0] * noise.final).clamp(-1, 1))

@@ -7,8 +7,8 @@
     python train.py --resume runs/starter                      go on after a kill; on a CPU bit for bit the same
     torchrun --nproc-per-node 8 train.py --tasks all           several GPUs or machines (distributed.py)
 
-Read it from `run` on: get ready (check everything, make what is missing), pretrain, then the online loop, in which the
-learner updates while the simulators step. What is learned is in newt.py, every setting in train_config.py.
+Read it from `run` on: get ready (prepare.py), pretrain, then the online loop, in which the learner updates while the
+simulators step. What is learned is in newt.py, every setting in train_config.py.
 A run folder holds config.json, metrics.jsonl (one line per event), TensorBoard events, curves.png, videos/,
 agent.safetensors (newest weights) and checkpoints/. A checkpoint is complete or absent, and the environments start
 afresh at each one, in an uninterrupted run too: that is what makes resuming exact.
@@ -21,16 +21,13 @@ Test: pytest tests/test_train.py
 import os
 import sys
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
-import machine
+import machine  # noqa: F401  refuses a Python that lacks the packages below
 
 import command
-import demo_format
-import demo_maker
 import envs
-from train_config import PUBLISHED, Setup, Train, check, demo_folder, fit, inputs, made_here, parse
+from train_config import Setup, parse
 
 if __name__ == "__main__":
     given = command.start(parse, sys.argv[1:])
@@ -42,54 +39,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import agent_file
 import checkpoint
 import distributed
 import eval as evaluation
-import language
 import newt
 import run_folder
-from buffer import Batch, Buffer, Collector, sample_mixed
-from clock import Clock, describe, estimate
+from buffer import Batch, Collector, sample_mixed
+from clock import describe
 from distributed import World
-from envs.vector import STEP_MS, Step, VectorEnv
-from metrics import Log, plot_curves
-
-DECISION_MS = 2.0  # besides STEP_MS, what a task costs the process that owns it: only for sharing tasks out
-
-
-@dataclass
-class Run:
-    """What the phases of a run work on; all but `state`, `own` and what agent and buffers hold stays as it is."""
-
-    setup: Setup
-    world: World
-    device: torch.device
-    workers: int
-    agent: newt.Agent
-    state: checkpoint.State  # counters, the same in every process
-    own: checkpoint.Own  # counters and random streams of this one
-    mine: list[str]  # tasks of this process
-    demo: Buffer | None  # demonstrations of these
-    online: Buffer
-    log: Log
-    interruption: command.Interruption
-    clock: Clock = field(default_factory=Clock)
-    clipped: set[str] = field(default_factory=set)  # tasks that were warned of
-
-    @property
-    def environments(self) -> int:
-        """Of all processes."""
-        return len(self.setup.tasks) * self.setup.cfg.envs_per_task
-
-    @property
-    def step(self) -> int:
-        """Environment steps so far, of all processes."""
-        return self.state.vector_step * self.environments
-
-    @property
-    def left(self) -> int:
-        return self.setup.cfg.steps * self.environments - self.step
+from envs.vector import Step, VectorEnv
+from metrics import plot_curves
+from prepare import Run, prepare, warn_if_clipped
 
 
 def main(setup: Setup) -> None:
@@ -101,7 +61,8 @@ def main(setup: Setup) -> None:
         # machine that lost it counts a restart. A run with other settings in the folder is not the one that was lost.
         again = distributed.any_of(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
         if again and not setup.cfg.resume and run_folder.is_run(folder):
-            if run_folder.read_config(folder) == run_folder.as_stored(asdict(setup.cfg)):
+            known = {**run_folder.read_config(folder), "compile": setup.cfg.compile}  # "auto" has been decided there
+            if known == run_folder.as_stored(asdict(setup.cfg)):
                 setup = parse(["--resume", str(folder), "--tasks", setup.cfg.tasks])
         resume = bool(setup.cfg.resume)
         claim = run_folder.claim(folder, resume, overwrite) if world.rank == 0 else nullcontext()
@@ -122,9 +83,11 @@ def run(setup: Setup, world: World, interruption: command.Interruption) -> None:
     """The whole story. A checkpoint always comes before the evaluation of the same agent: a run that is killed while
     evaluating, which may take longer than training, does that again and nothing else."""
     r = prepare(setup, world, interruption)
-    cfg, state = setup.cfg, r.state
+    cfg, state = r.setup.cfg, r.state
     if "random" not in state.results:
         state.results["random"] = measure(r, "random", cfg.final_episodes, "random policy")
+    if complaint := r.compiling():
+        print(f"not compiled, everything goes on without ({complaint})", file=sys.stderr)
     if state.phase == "pretrain":
         if r.demo is not None and cfg.pretrain_updates:
             pretrain(r)
@@ -135,142 +98,6 @@ def run(setup: Setup, world: World, interruption: command.Interruption) -> None:
     state.results["online"] = measure(r, "planner", cfg.final_episodes, "after online")
     if world.rank == 0:
         show(r)
-
-
-# ---------------------------------------------------------------- getting ready
-
-
-def fill(buffer: Buffer, files: dict[str, demo_format.Demos], tasks: list[str], episodes: int) -> None:
-    """Add the first `episodes` demonstrations of each task."""
-    for name, demo in files.items():
-        ends = zip(demo.episode_start[:-1], demo.episode_start[1:], demo.terminated, strict=True)
-        for first, end, terminated in list(ends)[:episodes]:
-            rows = slice(int(first), int(end))
-            buffer.add(demo.obs[rows], demo.action[rows], demo.reward[rows], tasks.index(name), terminated)
-
-
-def create_agent(setup: Setup, device: torch.device) -> newt.Agent:
-    """A fresh agent, or the saved one's network with this run's tasks and embeddings."""
-    cfg, tasks, shown = setup
-    rows = [envs.TASKS[name] for name in tasks]
-    settings, params, q_scale = cfg.agent, None, 1.0
-    if cfg.ckpt:
-        source, _ = agent_file.load(cfg.ckpt, device)
-        # The network's shape is the checkpoint's; how to learn and to plan is this run's.
-        shape = {name: getattr(source.cfg, name) for name in ("size", "obs_dim", "action_dim", "task_dim", "num_bins")}
-        settings, params, q_scale = replace(settings, **shape), source.params, float(source.q_scale)
-    small = [f"{name} is {getattr(settings, name)}, these tasks need {needed}" for name, needed in inputs(rows).items()
-             if getattr(settings, name) < needed]  # fmt: skip
-    if small:
-        raise ValueError(f"{cfg.ckpt}: " * bool(cfg.ckpt) + "; ".join(small))
-    emb = torch.zeros(len(tasks), 0)
-    if cfg.ckpt and settings.task_dim not in (0, language.DIM):  # published agents: language.py can't make such
-        unknown = [name for name in tasks if name not in source.tasks]
-        if unknown or cfg.instruction:
-            raise ValueError(
-                f"{cfg.ckpt} reads embeddings of {settings.task_dim} numbers, which can't be made here: it can only be "
-                f"finetuned on its own tasks and instructions, not on {', '.join(unknown) or 'another instruction'}"
-            )
-        emb = source.emb[[source.tasks.index(name) for name in tasks]]
-    elif settings.task_dim:
-        if cfg.instruction:
-            language.embed([cfg.instruction])  # words by themselves, too, which blanks behind an embodiment aren't
-        emb = language.embed([f"{row.embodiment}. {cfg.instruction or row.instruction}." for row in rows])
-    dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
-    guided = [cfg.guide == "all" or bool(cfg.ckpt) or name in shown for name in tasks]
-    return newt.create(settings, tasks, emb, dims, discounts, cfg.seed, device, params, q_scale, guided)
-
-
-def prepare(setup: Setup, world: World, interruption: command.Interruption) -> Run:
-    """Check all, say what will happen, make demonstrations that are missing, fill replay.
-
-    A resumed run goes on from its newest checkpoint, with the demonstrations that it began with.
-    """
-    cfg, tasks, paths = setup
-    check(setup, world.size, world.local_size)
-    envs.require_real_assets(cfg.require_real_assets)
-    device = evaluation.pick_device(cfg.device)
-    workers = cfg.workers or max(1, machine.cores() // world.local_size)
-    seeds = np.random.SeedSequence([cfg.seed, world.rank]).generate_state(2)
-    own = checkpoint.Own(
-        torch.Generator().manual_seed(int(seeds[0])), torch.Generator(device=device).manual_seed(int(seeds[1]))
-    )
-    if cfg.resume:
-        agent, state = checkpoint.load(cfg.folder, device, own, world)
-        if agent.tasks != tuple(tasks):
-            raise ValueError(f"the newest checkpoint in {cfg.folder} is of other tasks than its config.json")
-        files, moved = checkpoint.find_demos(cfg.folder, state.demos, demo_folder(cfg.demos))
-    else:
-        agent, state, moved = create_agent(setup, device), checkpoint.State(phase="pretrain"), ""
-        files = {name: demo_format.load(path, name) for name, path in paths.items() if path.is_file()}
-    evaluation.share_cores(agent.cfg.size)
-    announce(setup, agent, world, workers, moved)
-
-    if not cfg.resume:
-        files |= make_demos(cfg, paths, world)
-        state.demos = {name: file.ret[: cfg.demo_episodes].tolist() for name, file in files.items()}
-    without = [name for name in tasks if name not in files]
-    if files and without and world.rank == 0:
-        print(f"no demonstrations of {', '.join(without)}: online only (`python demos.py make --tasks ...` makes some)")
-    if 0 < len(files) < world.size:
-        raise ValueError(f"{len(files)} tasks with demonstrations can't be shared out among {world.size} processes")
-    cost = [STEP_MS.get(envs.TASKS[name].domain, 1.0) + DECISION_MS for name in tasks]
-    mine = distributed.share_out(tasks, list(files), cost, world.size)[world.rank]
-    own_files = {name: file for name, file in files.items() if name in mine}
-
-    online = Buffer(cfg.buffer_steps // world.size, agent.cfg.obs_dim, agent.cfg.action_dim)
-    demo = None
-    if own_files:
-        rows = sum(int(file.episode_start[-1]) for file in own_files.values())
-        demo = Buffer(rows, agent.cfg.obs_dim, agent.cfg.action_dim)
-        fill(demo, own_files, tasks, cfg.demo_episodes)
-    if cfg.resume:
-        checkpoint.load_buffer(cfg.folder, online, own, world, len(tasks))
-    else:
-        fill(online, own_files, tasks, cfg.demo_episodes)
-        checkpoint.begin(cfg.folder, asdict(cfg), paths, files, agent, state, own, online, world)
-    log = Log(cfg.folder, state.log_size, state.vector_step * len(tasks) * cfg.envs_per_task, world)
-    if cfg.resume and world.rank == 0:  # the next --resume, without words, must not end where this run was first to end
-        run_folder.set_steps(cfg.folder, cfg.steps)
-    if not state.log_size:  # also where a run was killed before its first lines were safe
-        log.write(0, **{f"demo/{name}/{key}": np.mean(getattr(file, key)[: cfg.demo_episodes])
-                        for name, file in files.items() for key in ("ret", "score")})  # fmt: skip
-    r = Run(setup, world, device, workers, agent, state, own, mine, demo, online, log, interruption)
-    for name, file in own_files.items():
-        for start, end in zip(file.episode_start[:-1] + 1, file.episode_start[1:], strict=True):
-            warn_if_clipped(r, name, file.reward[start:end])
-    return r
-
-
-def announce(setup: Setup, agent: newt.Agent, world: World, workers: int, moved: str) -> None:
-    """Print what will happen, with all settings as they were chosen, and how long it will take."""
-    cfg, n = setup.cfg, len(setup.tasks) * setup.cfg.envs_per_task
-    hours = estimate(agent, cfg.steps, n, cfg.utd) / world.size
-    if world.rank:
-        return
-    together = f", {world.size} processes" if world.size > 1 else ""
-    size = newt.wm.num_params(agent.params) / 1e6
-    print(f"{len(setup.tasks)} tasks, {n} environments, {size:.1f}M parameters, {agent.device}{together}")
-    print(f"settings: {cfg.why}" if cfg.why else "settings:")
-    for name, value in {**asdict(cfg), **asdict(agent.cfg), "device": agent.device, "workers": workers}.items():
-        if name not in ("agent", "why"):
-            print(f"  {name:20} {value}")
-    print(f"acting and learning online will take about {describe(hours)} here; everything is written to {cfg.folder}/")
-    if moved:
-        print(moved)
-    if cfg.preset == "laptop" and agent.device.type != "cuda" and len(setup.tasks) > 20:
-        full = fit(replace(PUBLISHED, tasks=cfg.tasks), PUBLISHED)
-        weeks = estimate(create_agent(Setup(full, setup.tasks, setup.demos), agent.device), full.steps, n, full.utd)
-        print(f"(preset laptop; the published preset would take about {describe(weeks)} here: use a GPU for that)")
-
-
-def make_demos(cfg: Train, paths: dict[str, Path], world: World) -> dict[str, demo_format.Demos]:
-    """Those that are recorded or played by scripts. What is there already isn't made again."""
-    here = [name for name in paths if made_here(cfg.demos, name)]
-    if world.rank == 0:
-        demo_maker.make_all(here, cfg.demo_episodes, demo_folder(cfg.demos), cfg.seed, cfg.workers or None)
-    distributed.gather(None)
-    return {name: demo_format.load(paths[name], name) for name in here if paths[name].is_file()}
 
 
 # ---------------------------------------------------------------- learning
@@ -427,15 +254,6 @@ def keep(r: Run, acting: Acting, action: np.ndarray, result: Step) -> None:
         own.dropped[names[i]] = own.dropped.get(names[i], 0) + 1
         r.log.note(after, **{f"train/{names[i]}/dropped": own.dropped[names[i]]})
     acting.obs, acting.first = result.obs, torch.as_tensor(result.done | result.dropped, device=r.device)
-
-
-def warn_if_clipped(r: Run, name: str, reward: np.ndarray) -> None:
-    value = newt.largest_value(reward, envs.TASKS[name].discount)
-    if value > newt.VALUE_LIMIT and name not in r.clipped:
-        r.clipped.add(name)
-        tqdm.write(f"{name}: values reach {value:,.0f}, but the networks' range ends at {newt.VALUE_LIMIT:,.0f}: "
-                   f"what is beyond is clipped; divide its rewards by {value / newt.VALUE_LIMIT * 2:.0f}",
-                   file=sys.stderr)  # fmt: skip
 
 
 # ---------------------------------------------------------------- measuring, saving, the end

@@ -28,7 +28,7 @@ import envs
 import eval as evaluation
 import language
 import newt
-import train
+import prepare
 import train_config
 from buffer import Buffer, sample_mixed
 
@@ -60,7 +60,7 @@ def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
     files = {name: demo_format.load(cfg.folder / f"{name}.safetensors", name) for name in tasks}
     total = sum(int(file.episode_start[-1]) for file in files.values())
     buffer = Buffer(total, settings.agent.obs_dim, settings.agent.action_dim)
-    train.fill(buffer, files, tasks, 10)
+    prepare.fill(buffer, files, tasks, 10)
     generator = torch.Generator().manual_seed(cfg.seed)
     with tqdm(range(cfg.updates), desc="pretraining", unit="update", disable=None) as bar:
         for count in bar:

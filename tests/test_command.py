@@ -162,7 +162,8 @@ def test_help_does_not_wait_for_torch(words, tmp_path):
     done = python(*words.split(), "--help", **environ)
     assert done.returncode == 0 and "usage" in done.stdout and not done.stderr, done.stderr
     done = python(*words.split(), "--no-such-word", **environ)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and ("torch" in done.stderr) == (words == "train.py")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "torch" not in done.stderr or words == "train.py"  # which asks for a GPU where there is a driver
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,9 @@ import demos
 import envs
 import eval as evaluation
 import newt
-import train
+import prepare
 import world_model as wm
+from buffer import Buffer
 from train_config import Setup, Train
 
 ROOT = Path(convert.__file__).parent
@@ -42,6 +43,7 @@ TASKS = ["spinner-spin", "reacher-three-easy", "pygame-landing", "pygame-pong"] 
 @pytest.fixture(autouse=True)
 def recorded_size(monkeypatch):
     """The recorded network is smaller than any that is offered."""
+    monkeypatch.setitem(newt.RANGES, "size", wm.SIZES)
     monkeypatch.setitem(wm.SIZES, "recorded", SIZE)
 
 
@@ -152,7 +154,7 @@ def test_a_single_task_agent_is_named_by_its_file_and_can_be_finetuned(mask, tmp
     convert.main(convert.Checkpoint(saved(publish(params, None, mask), tmp_path / "walker-walk.pt"), out))
     agent, _ = agent_file.load(out)
     assert agent.tasks == ("walker-walk",) and agent.cfg.size == "B" and agent.emb.shape == (1, 0)
-    new = train.create_agent(Setup(Train(ckpt=out), ["walker-run"], {}), torch.device("cpu"))
+    new = prepare.create_agent(Setup(Train(ckpt=out), ["walker-run"], {}), torch.device("cpu"))
     assert new.tasks == ("walker-run",) and all(torch.equal(new.params[name], params[name]) for name in params)
 
 
@@ -163,12 +165,12 @@ def test_a_multitask_agent_is_finetuned_on_its_own_tasks(tmp_path):
     state = publish(small(task_dim=512), emb, masks(names))
     convert.main(convert.Checkpoint(saved({"model": state}, tmp_path / "soup-S.pt"), out))
     setup = Setup(Train(ckpt=out), names[2:4], {})
-    new = train.create_agent(setup, torch.device("cpu"))
+    new = prepare.create_agent(setup, torch.device("cpu"))
     assert new.tasks == tuple(names[2:4]) and torch.equal(new.emb, emb[2:4])
     with pytest.raises(ValueError, match="512 numbers.*walker-walk"):
-        train.create_agent(setup._replace(tasks=["walker-walk"]), torch.device("cpu"))
+        prepare.create_agent(setup._replace(tasks=["walker-walk"]), torch.device("cpu"))
     with pytest.raises(ValueError, match="another instruction"):
-        train.create_agent(Setup(Train(ckpt=out, instruction="Hop"), names[:1], {}), torch.device("cpu"))
+        prepare.create_agent(Setup(Train(ckpt=out, instruction="Hop"), names[:1], {}), torch.device("cpu"))
 
 
 def test_image_features_are_cut_off_the_encoder(tmp_path, capsys):
@@ -466,8 +468,8 @@ def test_train_takes_them(tmp_path):
         write(tmp_path / "in", task, episodes(task))
     convert.main(convert.Demos(tmp_path / "in", tmp_path / "out"))
     files = {task: demo_format.load(tmp_path / "out" / f"{task}.safetensors", task) for task in tasks}
-    buffer = train.Buffer(10_000, 128, 16)
-    train.fill(buffer, files, tasks, 2)
+    buffer = Buffer(10_000, 128, 16)
+    prepare.fill(buffer, files, tasks, 2)
     assert buffer.steps == 2 * 500 + 2 * 100
 
 

@@ -25,8 +25,8 @@ import demo_maker
 import demos
 import envs
 import experts
+import prepare
 import recordings
-import train
 from buffer import Buffer
 from envs import metaworld
 
@@ -679,7 +679,7 @@ def test_a_demonstration_is_as_long_as_its_episode(tmp_path):
         demo_format.save(demo_format.place(tmp_path, task), one._replace(meta=meta))
         demo, replay = demo_format.load(demo_format.place(tmp_path, task), task), Buffer(50, 8, 4)
         assert demo.episode_start.tolist() == [0, steps + 1] and demo.terminated == [terminated]
-        train.fill(replay, {task: demo}, [task], 9)
+        prepare.fill(replay, {task: demo}, [task], 9)
         assert replay.steps == steps
         batch = replay.sample(99, 3, torch.Generator().manual_seed(0))
         assert bool(batch.terminated.any()) == terminated

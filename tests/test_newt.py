@@ -12,6 +12,7 @@ import torch
 
 import newt
 from buffer import Batch, Buffer
+from command import check_fields
 from newt import Config
 
 CFG = Config(size="XS", obs_dim=6, action_dim=4, task_dim=8, batch_size=16, warmup_updates=0, num_samples=24,
@@ -307,7 +308,7 @@ def test_warm_up_and_learning_rates():
 @pytest.mark.parametrize("name", [f.name for f in fields(Config)])
 def test_every_setting_is_checked(name):
     """A new number without a range fails here, and so does a range that lets in what is none."""
-    assert fields_that_take_nonsense(Config(), lambda cfg: newt.check_fields(cfg, newt.RANGES), name) == []
+    assert fields_that_take_nonsense(Config(), lambda cfg: check_fields(cfg, newt.RANGES), name) == []
     assert fields_that_take_nonsense(CFG, newt.check, name) == []
 
 

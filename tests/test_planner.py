@@ -392,7 +392,7 @@ def test_elites_are_drawn_in_proportion_to_their_weight():
     returns, n = torch.tensor([0.0, 2.0, 3.0, -1.0]), 20_000
     model = Model(
         next=lambda z, a: z + a,
-        reward=lambda z, a: returns - a[..., 0] * 0,
+        reward=lambda z, a: returns[: a.shape[1]] - a[..., 0] * 0,
         pi=lambda z, eps: 0 * eps + torch.tensor([0.1, 0.2, 0.3, 0.4]).view(-1, 1),
         q=lambda z, a, heads: z[..., 0] * 0,
     )

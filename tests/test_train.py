@@ -27,13 +27,14 @@ import demo_format
 import envs
 import eval as evaluation
 import newt
+import prepare
 import recordings
 import run_folder
 import train
 import train_config
 from buffer import Batch, Buffer
 from clock import Clock, describe, estimate
-from command import Interruption
+from command import Interruption, check_fields
 from distributed import World
 
 ROOT = Path(train.__file__).parent
@@ -178,7 +179,7 @@ if not sys.platform.startswith("linux"):
 def test_finetuning_keeps_the_network_and_changes_the_tasks(finished):
     source = finished[0] / "whole" / "agent.safetensors"
     setup = train.parse([*SMALL, "--tasks", "mw-push,mw-drawer-open", "--ckpt", str(source), "--size", "S"])
-    agent = train.create_agent(setup, torch.device("cpu"))
+    agent = prepare.create_agent(setup, torch.device("cpu"))
     saved, _ = agent_file.load(source)
     assert agent.cfg.size == "XS" and agent.tasks == ("mw-push", "mw-drawer-open")
     assert all(torch.equal(agent.params[name], value) for name, value in saved.params.items())
@@ -188,9 +189,9 @@ def test_finetuning_keeps_the_network_and_changes_the_tasks(finished):
 
 def test_instruction_is_what_the_agent_hears():
     setup = train.parse([*SMALL, "--instruction", "Bring the hand to the goal"])
-    agent = train.create_agent(setup, torch.device("cpu"))
+    agent = prepare.create_agent(setup, torch.device("cpu"))
     body = envs.TASKS["mw-reach"].embodiment
-    torch.testing.assert_close(agent.emb, train.language.embed([f"{body}. Bring the hand to the goal."]))
+    torch.testing.assert_close(agent.emb, prepare.language.embed([f"{body}. Bring the hand to the goal."]))
 
 
 def test_presets(monkeypatch):
@@ -209,7 +210,7 @@ def test_settings_fit_own_tasks(tmp_path):
     setup = train.parse(["--preset", "laptop", "--tasks", "gym:Humanoid-v5", "--demos", "none"])
     cfg = setup.cfg
     assert (cfg.agent.obs_dim, cfg.agent.action_dim, cfg.eval_every) == (349, 17, 1000)
-    agent = train.create_agent(setup, torch.device("cpu"))
+    agent = prepare.create_agent(setup, torch.device("cpu"))
     assert agent.params["encoder.0.weight"].shape[1] == 349 + 384 and agent.mask.sum() == 17
     envs.TASKS["gym:Humanoid-v5"] = replace(envs.TASKS["gym:Humanoid-v5"], episode_length=2500)
     words = ["--preset", "laptop", "--tasks", "gym:Humanoid-v5"]
@@ -217,12 +218,12 @@ def test_settings_fit_own_tasks(tmp_path):
     assert train.parse([*words, "--eval-every", "900"]).cfg.eval_every == 900
     own = train.parse(["--preset", "laptop", "--tasks", "my_envs:dies,walker-walk"])
     assert (own.cfg.agent.obs_dim, own.cfg.agent.action_dim, own.cfg.eval_every) == (128, 16, 1000)
-    agent = train.create_agent(own._replace(tasks=["walker-walk"]), torch.device("cpu"))
+    agent = prepare.create_agent(own._replace(tasks=["walker-walk"]), torch.device("cpu"))
     agent_file.save(tmp_path / "a.safetensors", agent)
     setup = train.parse([*words, "--ckpt", str(tmp_path / "a.safetensors")])
     assert (setup.cfg.agent.obs_dim, setup.cfg.agent.action_dim) == (128, 16)
     with pytest.raises(ValueError, match="obs_dim is 128, these tasks need 349; action_dim is 16, these tasks need 17"):
-        train.create_agent(setup, torch.device("cpu"))
+        prepare.create_agent(setup, torch.device("cpu"))
     for name in ("gym:Humanoid-v5", "my_envs:dies"):
         del envs.TASKS[name]
 
@@ -412,7 +413,7 @@ def test_bad_input(name, files, monkeypatch, capsys):
 def test_every_setting_is_checked(name):
     """A new number without a range fails here."""
     ranges = train_config.RANGES
-    assert fields_that_take_nonsense(train_config.Train(), lambda cfg: newt.check_fields(cfg, ranges), name) == []
+    assert fields_that_take_nonsense(train_config.Train(), lambda cfg: check_fields(cfg, ranges), name) == []
 
 
 def test_tasks_of_a_stored_run_run_no_code_unasked(finished, tmp_path, monkeypatch, capsys):
@@ -429,8 +430,10 @@ def test_tasks_of_a_stored_run_run_no_code_unasked(finished, tmp_path, monkeypat
                 evaluation.run(lambda words=words: train.main(train.parse(["--resume", "whole", *words])))
             err = capsys.readouterr().err
             assert stopped.value.code == 2 and "with --tasks" in err and err.count("\n") == 1, err
-        assert train.parse(["--resume", "whole", "--tasks", tasks]).cfg.tasks == tasks
     assert not (tmp_path / "proof").exists() and "evilmod" not in sys.modules
+    with pytest.raises(ValueError, match="cannot be made"):  # and it is tried
+        train.parse(["--resume", "whole", "--tasks", "mw-reach,gym:evilmod:X-v0"])
+    assert (tmp_path / "proof").exists() and sys.modules.pop("evilmod")
 
 
 def test_a_checkpoint_of_other_tasks_than_the_run_is_refused(finished, tmp_path, monkeypatch, capsys):
@@ -857,7 +860,7 @@ def test_several_lines_of_one_step_say_the_same_speed():
 
 def test_estimate_grows_with_the_work():
     setup = train.parse([*SMALL])
-    agent = train.create_agent(setup, torch.device("cpu"))
+    agent = prepare.create_agent(setup, torch.device("cpu"))
     ratio = [estimate(agent, 10_000, 1, setup.cfg.utd) / estimate(agent, 1000, 1, setup.cfg.utd) for _ in range(5)]
     assert 5 < np.median(ratio) < 20
     assert (describe(0.5), describe(30), describe(100)) == ("30 minutes", "30 hours", "4 days")

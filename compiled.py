@@ -1,0 +1,112 @@
+"""torch.compile around whole functions, at the edge: the same losses and plans, with fewer passes over memory.
+
+    compile_agent(agent, ("pretrain", "online"), 128, 8)    from now on newt.update and newt.act call compiled functions
+                                                            instead of newt.model_loss, newt.policy_loss, newt.decide
+    begin(agent, ...)                                       the same in the background
+
+Measured: results/README.md, Speed. What it costs is a minute or more of both cores before the first update, less where
+an earlier run's files are found in CACHE. So `--compile auto` compiles only where a run is long enough.
+Numbers differ from eager ones by rounding, so a run is compiled from its first update to its last: train.py waits for
+the compiler, and a resumed run compiles again. Where there is no compiler, or it fails, everything goes on in eager.
+Test: pytest tests/test_compiled.py
+"""
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import newt
+import planner
+from buffer import Batch
+
+CACHE = Path.home() / ".cache" / "newt"
+WORTH = 0.15  # hours of acting and learning, from which on compiling pays
+
+
+def available(device: torch.device) -> bool:
+    """Whether there is what torch.compile needs: a C++ compiler for CPUs, Triton for CUDA."""
+    if device.type == "cuda":
+        try:
+            import triton  # noqa: F401
+        except ImportError:
+            return False
+        return True
+    return device.type == "cpu" and os.name == "posix" and bool(shutil.which(os.environ.get("CXX", "g++")))
+
+
+def functions() -> newt.Functions:
+    """Compiled when they are first called, and again for other shapes; but for any number of environments from 2 on."""
+    model_loss, policy_loss = (torch.compile(f, dynamic=False) for f in (newt.model_loss, newt.policy_loss))
+    decide = torch.compile(newt.decide)
+
+    def decide_any(params, emb, mask, z, warm, first, discount, noise, weight, *settings) -> planner.Plan:
+        rows = [emb, mask, z, warm, first, discount, weight, noise.pi, noise.gumbel, noise.final]
+        for x, axis in [*((x, 0) for x in rows), (noise.sample, 1), (noise.terminal, 1)]:
+            if x.shape[axis] > 1:
+                torch._dynamo.maybe_mark_dynamic(x, axis)
+        return decide(params, emb, mask, z, warm, first, discount, noise, weight, *settings)
+
+    return newt.Functions(model_loss, policy_loss, decide_any)
+
+
+def compile_agent(agent: newt.Agent, phases: tuple[newt.Phase, ...], share: int, environments: int) -> None:
+    """Compile for updates with batches of `share` slices, and for decisions; raises what the compiler raises.
+
+    All is tried on a copy without anything learned: neither weights nor random streams of the agent change.
+    """
+    cfg = agent.cfg
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
+    scratch = newt.create(
+        cfg, agent.tasks, agent.emb, [cfg.action_dim] * len(agent.tasks), agent.discount.tolist(), 0, agent.device
+    )
+    scratch.compiled = functions()
+    zeros = torch.zeros(share, dtype=torch.long, device=agent.device)
+    batch = Batch(
+        torch.zeros(cfg.horizon + 1, share, cfg.obs_dim, device=agent.device),
+        torch.zeros(cfg.horizon, share, cfg.action_dim, device=agent.device),
+        torch.zeros(cfg.horizon, share, device=agent.device), zeros,
+    )  # fmt: skip
+    for phase in phases:
+        newt.update(scratch, batch, phase)
+    zeros = torch.zeros(environments, dtype=torch.long, device=agent.device)
+    obs = torch.zeros(environments, cfg.obs_dim, device=agent.device)
+    warm = torch.zeros(environments, cfg.horizon, cfg.action_dim, device=agent.device)
+    for explore in (True, False):
+        newt.act(scratch, obs, zeros, warm, zeros == 0, explore=explore)
+    agent.compiled = scratch.compiled
+
+
+def choose(wanted: str, device: torch.device, hours: float) -> tuple[bool, str]:
+    """Whether to compile, and why: `wanted` is auto, on or off, `hours` what learning will take without."""
+    if wanted != "auto":
+        return wanted == "on", "as asked"
+    if not available(device):
+        return False, f"no compiler for {device.type} here"
+    minutes = f"{hours * 60:.0f} minutes of learning"
+    return hours > WORTH, f"{minutes} {'pay it back' if hours > WORTH else 'are too few to pay it back'}"
+
+
+def begin(agent: newt.Agent, *words) -> Callable[[], str]:
+    """compile_agent in the background. What it returns waits for the end, and says what went wrong, "" if nothing."""
+    reason = []
+
+    def work() -> None:
+        try:
+            compile_agent(agent, *words)
+            reason.append("")
+        except Exception as error:  # of the compiler, of a full disk: eager does the same, slower
+            lines = str(error).strip().splitlines() or [""]
+            reason.append(f"{type(error).__name__}: {lines[0]:.200}")
+
+    thread = threading.Thread(target=work, daemon=True)  # a program that ends doesn't wait for it
+    thread.start()
+
+    def end() -> str:
+        thread.join()
+        return reason[0]
+
+    return end
