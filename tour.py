@@ -1,7 +1,7 @@
 """The course: one task, one small agent, every tensor of a decision and of an update. Read it beside what it prints.
 
     python tour.py                     less than five minutes on a laptop, two of them training; pictures in runs/tour/
-    python tour.py --minutes 10        the curve at the end goes on rising
+    python tour.py --minutes 10        the curve at the end rises; two minutes are about 1,000 steps
 
     1  parts     what the five networks of the world model read and say, before anything is learned    world_model.py
     2  play      an episode, and how it is remembered                                                  buffer.py
@@ -12,7 +12,8 @@
 A line `z (B, Z) = (1, 128)  the latent` gives a tensor's axes, by letter and by size. Letters, here and in all files:
 B environments or slices, H steps of a slice or a plan, N plans, P of them the policy's, E elites, I iterations,
 O observation, A action, G sentence, Z latent, K bins, Q heads, D hidden; small o: this task's own obs, not padded.
-What is reckoned here in a few lines and there by the program has to agree: otherwise AssertionError.
+Several have the same size here (O, Z, D, N and B are 128): go by the letters.
+What is computed by hand here and what the program computes has to agree: otherwise AssertionError.
 Test: pytest tests/test_tour.py
 """
 
@@ -89,7 +90,7 @@ def parts(agent: newt.Agent, env) -> None:
     obs, _ = env.reset()
     show("obs", "o", obs, "from the simulator: position, cosine and sine of the angle, and both speeds")
     obs = padded(obs, cfg)
-    show("obs", "B, O", obs, "zeros behind it: one network reads all 200 tasks. Here B = 1 environment")
+    show("obs", "B, O", obs, "zero-padded: one network reads all 200 tasks. Here B = 1 environment")
     print(f'\n    "{table.sentence}"\n')
     show("emb", "B, G", agent.emb, "that sentence, embedded by a frozen network (language.py): it tells tasks apart")
     show("mask", "B, A", agent.mask, f"1 for real action numbers, here {table.action_dim}; actions are padded, too")
@@ -97,20 +98,20 @@ def parts(agent: newt.Agent, env) -> None:
 
     show("encoder.0.weight", "D, O+G", params["encoder.0.weight"], "first layer of the encoder h: reads obs and emb")
     z = wm.encode(params, obs, task)
-    show("z", "B, Z", z, "the latent z = h(obs): all that the other networks see of the world")
+    show("z", "B, Z", z, "the latent z = h(obs, emb): all that the others see of the world. They read emb, too")
     groups = z.unflatten(-1, (-1, wm.SIMNORM_GROUP))
     show("z in groups", "B, Z/8, 8", groups, "SimNorm: each group of 8 is a softmax, so a latent can't blow up")
     check("groups sum to 1", groups.sum(-1), torch.ones(groups.shape[:2]))
 
     policy = wm.pi(params, z, task, eps=torch.randn(1, cfg.action_dim, generator=agent.generator))
-    show("policy.mean", "B, A", policy.mean, "the policy prior p(z): a Gaussian, pressed into [-1, 1] by tanh")
+    show("policy.mean", "B, A", policy.mean, "the policy prior p(z): a Gaussian, squashed into [-1, 1] by tanh")
     show("policy.log_std", "B, A", policy.log_std, "log of its standard deviation, before the tanh")
     show("policy.action", "B, A", policy.action, "a sample of it; 0 where masked")
     z_next = wm.dynamics(params, z, policy.action, task)
     show("z_next", "B, Z", z_next, "the dynamics d(z, action): the next latent, without a simulator")
 
     bins = wm.make_bins(cfg.num_bins)
-    show("bins", "K", bins, "-10 to 10: a scalar is told as weights of these, as symlog(x) = sign(x) log(1 + |x|)")
+    show("bins", "K", bins, "-10 to 10: a scalar is encoded as weights over these, as symlog(x) = sign(x) log(1 + |x|)")
     one = wm.two_hot(torch.tensor(1.0), bins)
     near = [f"{one[k]:.2f} on bin {bins[k]:.1f}" for k in one.nonzero().flatten().tolist()]
     show("two_hot(1.0)", "K", one, f"symlog(1) = {wm.symlog(torch.tensor(1.0)):.3f}, so: {' and '.join(near)}")
@@ -119,7 +120,7 @@ def parts(agent: newt.Agent, env) -> None:
     show("reward", "B", wm.decode(logits, bins), "... and read as symexp of their mean: 0, as last layers start at 0")
     show("q.0.weight", "Q, D, Z+G+A", params["q.0.weight"], "an ensemble: heads that begin differently, stacked")
     q_logits = wm.q(params, z, policy.action, task)
-    show("q logits", "Q, B, K", q_logits, "Q(z, action) of every head: discounted rewards from here on, if p goes on")
+    show("q logits", "Q, B, K", q_logits, "Q(z, action) of every head: discounted rewards from here on, following p")
     show("q", "Q, B", wm.decode(q_logits, bins), "as numbers; where heads differ, the model does not know")
 
 
@@ -164,20 +165,21 @@ def update(agent: newt.Agent, batch: Batch, show: Callable) -> None:
     horizon, size, _ = batch.action.shape
     task, mask = wm.Task(agent.emb, agent.mask, batch.task), agent.mask[batch.task]
     bins, num_q, discount = wm.make_bins(cfg.num_bins), len(params["q.0.weight"]), agent.discount[batch.task]
+    show("discount", "B", discount, f"of each slice's task, per step: here {discount[0]:.3f}")
     # Noise is an argument, so that the same update can be taken twice: here, and in newt.py.
     noise = newt.draw_update_noise(horizon, size, cfg.action_dim, num_q, agent.generator)
     show("noise.eps_td", "H, B, A", noise.eps_td, "standard normal, for the policy's actions; eps_pi has H+1 steps")
-    show("noise.heads_td", "2", noise.heads_td, "which two heads of the ensemble to ask; so has heads_pi")
+    show("noise.heads_td", "2", noise.heads_td, f"which two of the {num_q} heads to ask; heads_pi likewise")
 
-    # ---- what should have been predicted: no gradient flows here, or the encoder could make everything one point
+    # ---- what should have been predicted: no gradient flows here, or all latents could collapse to a constant
     with torch.no_grad():
         z_target = wm.encode(params, batch.obs[1:], task)
         next_action = wm.pi(params, z_target, task, noise.eps_td).action
         q = wm.decode(wm.q(params, z_target, next_action, task, noise.heads_td, part="q_target"), bins)
         td = batch.reward + discount * (1 - batch.terminated) * q.amin(0)
     show("z_target", "H, B, Z", z_target, "latents of what really came next")
-    show("q", "2, H, B", q, "their values by two random heads of the target ensemble, a slow copy of Q")
-    show("td", "H, B", td, "the value to learn: the reward, and discounted, the smaller one of the two")
+    show("q", "2, H, B", q, "their values by these two heads of the target ensemble, a slow copy of Q")
+    show("td", "H, B", td, "the value to learn: reward + discount x the smaller of the two")
 
     # ---- what is predicted: from obs[0] on, the model rolls out its own latents
     zs = [wm.encode(params, batch.obs[0], task)]
@@ -219,7 +221,8 @@ def update(agent: newt.Agent, batch: Batch, show: Callable) -> None:
     check("train/grad_norm", length(gradient), metrics["train/grad_norm"])
 
     # ---- how weights move. Adam keeps running means of the clipped gradient, m, and of its square, v. Both start at 0,
-    # made up for by the denominators: the first step is as long for every weight, lr, against its gradient's sign.
+    # for which the denominators correct: the first step of every weight is the learning rate long (the encoder's is 0.3
+    # of the others'), against its gradient's sign.
     name, shrink = "reward.2.weight", min(1.0, cfg.grad_clip / float(length(gradient)))
     adam = agent.model_optim.state[params[name]]
     m, v, t = adam["exp_avg"], adam["exp_avg_sq"], float(adam["step"])
@@ -229,19 +232,20 @@ def update(agent: newt.Agent, batch: Batch, show: Callable) -> None:
     slow, fast = before["q_target.2.weight"], params["q.2.weight"]
     check("target follows Q", slow + cfg.tau * (fast - slow), params["q_target.2.weight"])
 
-    # ---- the policy's loss comes second: its latents are those from before, without gradients, its Q is the new one
+    # ---- the policy's loss comes second: latents from before the update, without gradients, and Q from after it
     zs, params = zs.detach(), {name: value.detach() for name, value in params.items()}
     old = {name: value.requires_grad_() for name, value in before.items() if name.startswith("pi.")}
     policy = wm.pi(old, zs, task, noise.eps_pi)
     q = wm.decode(wm.q(params, zs, policy.action, task, noise.heads_pi), bins).mean(0)
     show("policy.action", "H+1, B, A", policy.action, "what the policy would do in each latent")
-    show("q", "H+1, B", q, "how good that would be, by two random heads: the policy makes it larger")
-    # Entropy rewards staying undecided. As published it is scaled, and what is left of it by that is the entropy of the
-    # Gaussian before the tanh, times the number of real action numbers.
+    show("q", "H+1, B", q, "how good that would be, by the two heads_pi: the policy makes it larger")
+    # Entropy rewards staying undecided. The published scaling cancels the tanh's correction; what remains is the
+    # entropy of the Gaussian times the number of real action numbers.
     log_gauss = (-0.5 * policy.eps.square() - policy.log_std - wm.LOG_SQRT_2PI).sum(-1)
     entropy = -log_gauss * mask.sum(-1)
     error = ((policy.action[:-1] - batch.action).square() * mask).sum(-1) / mask.sum(-1)  # (H, B)
     imitate = cfg.online_bc_coef * agent.guided[batch.task]  # 0 here: without demonstrations it would imitate itself
+    # Per slice, what the policy should make large. q_scale is the running 5..95 % range of q, at least 1.
     want = (rho[:, None] * (cfg.entropy_coef * entropy + q / q_scale)).sum(0)
     show("entropy", "H+1, B", entropy, "made larger as well, but counts little")
     show("error", "H, B", error, "distance to the batch's action: imitation, for tasks with demonstrations")
@@ -267,9 +271,12 @@ def decide(agent: newt.Agent, obs: Tensor, path: Path, title: str, show: Callabl
     warm = torch.zeros(1, cfg.horizon, cfg.action_dim)
     show("obs", "B, O", obs, "the pole hangs; again B = 1 environment")
     show("z", "B, Z", z, "where all plans begin")
-    show("warm", "B, H, A", warm, "the mean that the previous decision ended with; zeros at an episode's first step")
+    show("warm", "B, H, A", warm, "the mean that the previous decision ended with; it is moved one step on")
     show("noise.pi", "B, H, P, A", noise.pi, "standard normal, for the plans of the policy ...")
     show("noise.sample", "I, B, H, N-P, A", noise.sample, "... and those of the Gaussian, new in each iteration")
+    show("noise.terminal", "I, B, N, A", noise.terminal, "for the policy's action where a plan ends, with whose Q ...")
+    show("noise.heads", "I, 2", noise.heads, "... by these two heads it is continued")
+    show("noise.gumbel", "B, E", noise.gumbel, "draws one of the elites; noise.final (B, A) explores around it")
 
     # ---- the search (MPPI): try many plans in the model, fit a Gaussian to the best, try again from there
     start = z.unsqueeze(1)  # (B, 1, Z): the same for all N plans
@@ -285,10 +292,10 @@ def decide(agent: newt.Agent, obs: Tensor, path: Path, title: str, show: Callabl
     show("own", "B, H, P, A", own, "plans of the policy prior, rolled out in the model; they stay in all iterations")
     show("plans", "B, H, N, A", plans, "those, and sequences of H actions from the Gaussian")
     show("value", "B, N", value, "what the model expects of each: H rewards, then Q of where it ends")
-    show("elite", "B, H, E, A", elite, "the E best")
-    show("weight", "B, E", weight, "softmax of temperature * value: how much each of them counts in the fit")
+    show("elite", "B, H, E, A", elite, "the E best, best first")
+    show("weight", "B, E", weight, f"softmax of {settings.temperature} * value: how much each counts in the fit")
     show("mean", "B, H, A", mean, "the Gaussian that fits them; the next decision's search starts here, one step on")
-    show("std", "B, H, A", std, f"its width, from {settings.std_max} at first down to {settings.std_min} at least")
+    show("std", "B, H, A", std, f"width, from {settings.std_max} down to {settings.std_min} at least; 0 where masked")
 
     inputs = (model, z, warm, torch.tensor([True]), mask, agent.discount, settings, noise)
     plan = planner.plan(*inputs, explore=False)
@@ -297,24 +304,26 @@ def decide(agent: newt.Agent, obs: Tensor, path: Path, title: str, show: Callabl
     check("plan.value", value, plan.value)
     check("plan.mean, plan.std", torch.stack((mean, std)), torch.stack((plan.mean, plan.std)))
 
-    # ---- elite="sure": a search also finds where the model is wrong. So the policy's own plan is left only for one
-    # that is surely better, however it is reckoned: h rewards, then what head k says, for all h from 0 to H and all k.
+    # ---- elite="sure": a search also finds where the model is wrong. So we leave the policy's own plan only if another
+    # one beats it by a margin over how much the Q(H+1) estimates differ: h rewards of the model, then what head k says,
+    # for all h from 0 to H and all k.
     calm = planner.policy_plans(model, start, torch.zeros_like(noise.pi[:, :, :1]))  # the policy's, without noise
     candidates = torch.cat((calm, mean.unsqueeze(2), elite), 2)
     ways = planner.advantages(model, start, candidates, agent.discount)
-    # What they have in common may be wrong, too, the more the further a plan is from what the policy would do.
+    # All estimates may share an error, which grows with the distance from what the policy would do.
     far = (candidates - calm).square().sum((1, 3)).sqrt()
     spread = (own - calm).square().sum((1, 3)).mean(1).sqrt()
     near = torch.maximum(spread, settings.std_min * (settings.horizon * mask.sum(1)).sqrt())
     sure = ways.mean(0) - settings.caution * ways.std(0) * (far / near.unsqueeze(1)).clamp(min=1)
     best = int(sure.argmax(1))
-    show("candidates", "B, H, 2+E, A", candidates, "if to be sure: the policy's plan, the Gaussian's mean, the elites")
-    show("ways", "Q(H+1), B, 2+E", ways, "by how much each beats the policy's, by every way of reckoning")
-    show("far", "B, 2+E", far, "norm of how each differs from the policy's; near is that of the policy's own spread")
-    show("sure", "B, 2+E", sure, f"mean of all ways less {settings.caution} deviations, or more; the policy's has 0")
+    show("candidates", "B, H, 2+E, A", candidates, "for elite='sure': policy's plan, Gaussian's mean, elites")
+    show("ways", "Q(H+1), B, 2+E", ways, "by how much each beats the policy's, by every estimate: heads of h = 0 first")
+    show("far", "B, 2+E", far, "norm of how each differs from the policy's")
+    show("near", "B", near, "the same of the policy's samples: so far the ways are believed")
+    show("sure", "B, 2+E", sure, f"mean of ways less {settings.caution} std, beyond near times far / near")
     check("plan.chosen", candidates[:, :, best], planner.plan(*inputs, explore=False, elite="sure").chosen)
     what = ["the policy's plan: nothing is better for sure", "the Gaussian's mean", f"elite {best - 2}"][min(best, 2)]
-    print(f"    chosen: {what}")
+    print(f"    chosen: {what} (the best of the others: {sure[0, 1:].max():.4g})")
     draw_plans(drawn, settings, path, title)
 
 
@@ -345,7 +354,7 @@ def learn(agent: newt.Agent, env, buffer: Buffer, sampler: torch.Generator, minu
     """Train for so long -> the return of every episode that ended. train.py does this for many environments at once."""
     cfg, zero, start = agent.cfg, torch.tensor([0]), time.monotonic()
     warm, returns = torch.zeros(1, cfg.horizon, cfg.action_dim), []
-    look = "{l_bar}{bar}| {n:.0f} of {total:.0f} s{postfix}"
+    look = "{l_bar}{bar}| {n:.0f} of {total:.0f} s{postfix}"  # tqdm puts a comma before the postfix
     with tqdm(total=60 * minutes, desc="training", mininterval=1, bar_format=look) as bar:
 
         def choose(obs: np.ndarray, first: bool) -> np.ndarray:
@@ -358,7 +367,7 @@ def learn(agent: newt.Agent, env, buffer: Buffer, sampler: torch.Generator, minu
 
         while (ret := play(env, buffer, choose, start + 60 * minutes)) is not None:
             returns.append(ret)
-            bar.set_postfix_str(f", last return {ret:.0f}")
+            bar.set_postfix_str(f"last return {ret:.0f}")
     return returns
 
 
@@ -367,11 +376,12 @@ def draw_curve(returns: list[float], length: int, path: Path) -> None:
     axis.plot(np.arange(1, len(returns) + 1) * length, returns, "o-", label="episodes; the first one acts at random")
     axis.axhline(57, color="grey", linestyle=":", label="random, mean of 20 (results/random_policy.csv)")
     axis.axhline(870, color="tab:green", linestyle=":", label="planning in the simulator (results/demos.csv)")
-    axis.set(title=TASK, xlabel="environment steps", ylabel="return of the episode", ylim=(0, 1000))
+    axis.set(title=TASK, xlabel="environment steps", ylabel="return of the episode", ylim=(0, 1000), xlim=(0, None))
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-    print(f"    returns  {', '.join(f'{ret:.0f}' for ret in returns)}\n    picture  {path}\n")
+    few = "" if len(returns) > 3 else "; few episodes ended in this time, --minutes 10 shows more"
+    print(f"    returns  {', '.join(f'{ret:.0f}' for ret in returns)}{few}\n    picture  {path}\n")
 
 
 def main(cfg: Tour) -> None:
@@ -395,9 +405,10 @@ def main(cfg: Tour) -> None:
 
     print("\n==== 3  One update, by hand (newt.py: model_loss, policy_loss, update)\n")
     update(agent, buffer.sample(settings.batch_size, settings.horizon, sampler), show)
+    print("\nloss/reward and loss/value were log 101 = 4.62, all bins being equally likely, times sum(rho[:H]) = 0.93.")
+    print("After 50 more updates:\n")
     for _ in range(50):
         newt.update(agent, buffer.sample(settings.batch_size, settings.horizon, sampler), "online")
-    print("\nUntrained, all 101 bins are equally likely: log 101 = 4.62, times rho. After 50 more updates:\n")
     update(agent, buffer.sample(settings.batch_size, settings.horizon, sampler), lambda *_: None)
 
     print("\n==== 4  One decision, by hand (planner.py)\n")
@@ -408,7 +419,7 @@ def main(cfg: Tour) -> None:
     returns += learn(agent, env, buffer, sampler, cfg.minutes)
     draw_curve(returns, row.episode_length, cfg.out / "curve.png")
     decide(agent, obs, cfg.out / "plans_trained.png", f"after {agent.updates} updates", lambda *_: None)
-    print("\nFor longer, with tables, curves and a film at the end (results/from_scratch.csv: 850 after 20,000 steps):")
+    print("\nFor longer, with tables, curves and a film (results/from_scratch.csv: 850 after 2 x 10,000 steps):")
     print(f"python train.py --preset laptop --tasks {TASK} --demos none --envs-per-task 2 --steps 10000")
 
 
