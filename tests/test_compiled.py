@@ -41,43 +41,48 @@ def batches(count: int) -> list[Batch]:
 
 
 @pytest.fixture(scope="module")
-def both() -> tuple[newt.Agent, newt.Agent]:
-    """An eager agent and a compiled one."""
-    eager, fast = agent(), agent()
-    before = {name: value.clone() for name, value in fast.params.items()}, fast.generator.get_state()
-    compiled.compile_agent(fast, ("pretrain", "online"), 16, 3)
-    assert all(torch.equal(value, fast.params[name]) for name, value in before[0].items())
-    assert torch.equal(before[1], fast.generator.get_state()) and fast.updates == 0 and fast.compiled
-    return eager, fast
+def functions() -> newt.Functions:
+    """Compiled once they are called."""
+    return compiled.functions()
 
 
 @needs_compiler
-def test_plans_agree(both):
+@pytest.mark.parametrize("elite", ["sure", pytest.param("sample", marks=pytest.mark.slow)])
+def test_plans_agree(functions, elite):
     for count in (3, 5):  # environments: one compilation for both
-        for explore in (False, True):
-            for elite in ("sample", "sure")[explore:]:  # exploring doesn't heed it
-                plans = []
-                for one in both:
-                    one = replace(one, cfg=replace(one.cfg, elite=elite))
-                    generator = torch.Generator().manual_seed(count)
-                    obs, warm = torch.randn(count, 6, generator=generator), torch.zeros(count, 2, 3)
-                    task = torch.arange(count) % 2
-                    plans.append(newt.act(one, obs, task, warm, task == 0, explore=explore, generator=generator))
-                for ours, theirs in zip(*plans, strict=True):
-                    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        for explore in (False, True)[: 1 + (elite == "sample")]:  # exploring always samples
+            plans = []
+            for compiled_ in (None, functions):
+                one = replace(agent(), compiled=compiled_)
+                one.cfg = replace(one.cfg, elite=elite)
+                generator = torch.Generator().manual_seed(count)
+                obs, warm = torch.randn(count, 6, generator=generator), torch.zeros(count, 2, 3)
+                task = torch.arange(count) % 2
+                plans.append(newt.act(one, obs, task, warm, task == 0, explore=explore, generator=generator))
+            for ours, theirs in zip(*plans, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @needs_compiler
-@pytest.mark.parametrize("phase", ["pretrain", "online"])
-def test_twenty_updates_agree(both, phase):
-    eager, fast = agent(), replace(agent(), compiled=both[1].compiled)
+@pytest.mark.parametrize("phase", ["online", pytest.param("pretrain", marks=pytest.mark.slow)])
+def test_twenty_updates_agree(functions, phase):
+    eager, fast = agent(), replace(agent(), compiled=functions)
     for batch in batches(20):
-        for ours, theirs in ((newt.update(eager, batch, phase), newt.update(fast, batch, phase)),):
-            assert ours.keys() == theirs.keys()
+        ours, theirs = newt.update(eager, batch, phase), newt.update(fast, batch, phase)
+        assert ours.keys() == theirs.keys()
     for name, value in eager.params.items():
         torch.testing.assert_close(fast.params[name], value, rtol=1e-4, atol=1e-4)
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiling_changes_nothing_in_the_agent():
+    one, untouched = agent(), agent()
+    compiled.compile_agent(one, ("online",), 16, 3)
+    assert all(torch.equal(value, one.params[name]) for name, value in untouched.params.items())
+    assert torch.equal(one.generator.get_state(), untouched.generator.get_state()) and one.updates == 0 and one.compiled
 
 
 def test_when_it_pays(monkeypatch):
