@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 import newt
-import planner
 from buffer import Batch
 
 CACHE = Path.home() / ".cache" / "newt"
+SMALL = ("XS", "S")  # sizes in whose time there is more than matrix products
 WORTH = 0.15  # hours of acting and learning, from which on compiling pays
 
 
@@ -39,18 +39,11 @@ def available(device: torch.device) -> bool:
 
 
 def functions() -> newt.Functions:
-    """Compiled when they are first called, and again for other shapes; but for any number of environments from 2 on."""
+    """Compiled when they are first called: updates for each shape; decisions for the first number of environments,
+    which is training's, and once more for any number."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
     model_loss, policy_loss = (torch.compile(f, dynamic=False) for f in (newt.model_loss, newt.policy_loss))
-    decide = torch.compile(newt.decide)
-
-    def decide_any(params, emb, mask, z, warm, first, discount, noise, weight, *settings) -> planner.Plan:
-        rows = [emb, mask, z, warm, first, discount, weight, noise.pi, noise.gumbel, noise.final]
-        for x, axis in [*((x, 0) for x in rows), (noise.sample, 1), (noise.terminal, 1)]:
-            if x.shape[axis] > 1:
-                torch._dynamo.maybe_mark_dynamic(x, axis)
-        return decide(params, emb, mask, z, warm, first, discount, noise, weight, *settings)
-
-    return newt.Functions(model_loss, policy_loss, decide_any)
+    return newt.Functions(model_loss, policy_loss, torch.compile(newt.decide))
 
 
 def compile_agent(agent: newt.Agent, phases: tuple[newt.Phase, ...], share: int, environments: int) -> None:
@@ -59,7 +52,6 @@ def compile_agent(agent: newt.Agent, phases: tuple[newt.Phase, ...], share: int,
     All is tried on a copy without anything learned: neither weights nor random streams of the agent change.
     """
     cfg = agent.cfg
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
     scratch = newt.create(
         cfg, agent.tasks, agent.emb, [cfg.action_dim] * len(agent.tasks), agent.discount.tolist(), 0, agent.device
     )
@@ -75,15 +67,16 @@ def compile_agent(agent: newt.Agent, phases: tuple[newt.Phase, ...], share: int,
     zeros = torch.zeros(environments, dtype=torch.long, device=agent.device)
     obs = torch.zeros(environments, cfg.obs_dim, device=agent.device)
     warm = torch.zeros(environments, cfg.horizon, cfg.action_dim, device=agent.device)
-    for explore in (True, False):
-        newt.act(scratch, obs, zeros, warm, zeros == 0, explore=explore)
+    newt.act(scratch, obs, zeros, warm, zeros == 0, explore=True)
     agent.compiled = scratch.compiled
 
 
-def choose(wanted: str, device: torch.device, hours: float) -> tuple[bool, str]:
+def choose(wanted: str, device: torch.device, size: str, hours: float) -> tuple[bool, str]:
     """Whether to compile, and why: `wanted` is auto, on or off, `hours` what learning will take without."""
     if wanted != "auto":
         return wanted == "on", "as asked"
+    if size not in SMALL or device.type == "cuda":
+        return False, f"size {size} on {device.type} gains little or was not measured"
     if not available(device):
         return False, f"no compiler for {device.type} here"
     minutes = f"{hours * 60:.0f} minutes of learning"

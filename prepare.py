@@ -144,7 +144,7 @@ def announce(
     """
     cfg, n = setup.cfg, len(setup.tasks) * setup.cfg.envs_per_task
     hours = estimate(agent, cfg.steps, n, cfg.utd) / world.size
-    compiles, reason = compiled.choose(cfg.compile, agent.device, hours)
+    compiles, reason = compiled.choose(cfg.compile, agent.device, agent.cfg.size, hours)
     compiles = distributed.any_of(compiles)
     cfg = replace(cfg, compile="on" if compiles else "off")
     setup, compiling = setup._replace(cfg=cfg), str

@@ -56,8 +56,8 @@ class Train:
     workers: int = 0
     """simulator processes; 0: one per core"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile updates and decisions: 1.5 times faster after a minute or two (compiled.py); auto: where there is a
-    compiler and the run is long enough to pay it back. A resumed run does as it began"""
+    """torch.compile updates and decisions, which takes minutes (compiled.py); auto: of small networks on a CPU, where
+    there is a C++ compiler and the run is long enough to pay it back. A resumed run does as it began"""
     require_real_assets: bool = False
     """refuse tasks whose assets are stand-ins here, with the command that downloads the real ones"""
 

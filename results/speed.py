@@ -63,7 +63,7 @@ def work(tree: str, cases: tuple[str, ...], compiled: bool, pipe) -> None:
         if compiled:
             import compiled as compiler
 
-            compiler.compile_agent(agent)
+            agent.compiled = compiler.functions()
         if kind == "update":
             obs, action = torch.randn(h + 1, count, cfg.obs_dim), torch.rand(h, count, cfg.action_dim)
             batch = Batch(obs, action * agent.mask[0], torch.randn(h, count), zeros)

@@ -47,9 +47,10 @@ def functions() -> newt.Functions:
 
 
 @needs_compiler
-@pytest.mark.parametrize("elite", ["sure", pytest.param("sample", marks=pytest.mark.slow)])
-def test_plans_agree(functions, elite):
-    for count in (3, 5):  # environments: one compilation for both
+@pytest.mark.parametrize("elite, counts", [("sure", [3]), pytest.param("sample", [3, 5, 1], marks=pytest.mark.slow)])
+def test_plans_agree(functions, elite, counts):
+    """For so many environments: compiled for 3, and for any number."""
+    for count in counts:
         for explore in (False, True)[: 1 + (elite == "sample")]:  # exploring always samples
             plans = []
             for compiled_ in (None, functions):
@@ -87,11 +88,12 @@ def test_compiling_changes_nothing_in_the_agent():
 
 def test_when_it_pays(monkeypatch):
     monkeypatch.setattr(compiled, "available", lambda device: True)
-    assert compiled.choose("on", CPU, 0.0) == (True, "as asked") and not compiled.choose("off", CPU, 1e9)[0]
-    assert compiled.choose("auto", CPU, 2.0) == (True, "120 minutes of learning pay it back")
-    assert compiled.choose("auto", CPU, 0.05) == (False, "3 minutes of learning are too few to pay it back")
+    assert compiled.choose("on", CPU, "L", 0.0) == (True, "as asked") and not compiled.choose("off", CPU, "XS", 1e9)[0]
+    assert compiled.choose("auto", CPU, "XS", 2.0) == (True, "120 minutes of learning pay it back")
+    assert compiled.choose("auto", CPU, "XS", 0.05) == (False, "3 minutes of learning are too few to pay it back")
+    assert not compiled.choose("auto", CPU, "B", 99.0)[0]  # matrix products are most of it
     monkeypatch.setattr(compiled, "available", lambda device: False)
-    assert compiled.choose("auto", CPU, 2.0) == (False, "no compiler for cpu here")
+    assert compiled.choose("auto", CPU, "XS", 2.0) == (False, "no compiler for cpu here")
 
 
 def test_a_compiler_that_fails_costs_a_line(monkeypatch):
