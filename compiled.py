@@ -24,7 +24,7 @@ from buffer import Batch
 
 CACHE = Path.home() / ".cache" / "newt"
 SMALL = ("XS", "S")  # sizes in whose time there is more than matrix products
-WORTH = 0.15  # hours of acting and learning, from which on compiling pays
+WORTH = 0.5  # hours of acting and learning, from which on a third less is more than the minutes of compiling
 
 
 def available(device: torch.device) -> bool:
