@@ -54,18 +54,31 @@ class Clock:
         return self.looked
 
 
+def rehearsal(agent: newt.Agent, slices: int, environments: int) -> tuple[newt.Agent, Batch, tuple[torch.Tensor, ...]]:
+    """For trying what takes time: an agent of the same shape, a batch for newt.update, and what newt.act wants to know.
+
+    All zeros, and nothing of the agent is shared: neither its weights nor its random streams change.
+    """
+    a, tasks, device = agent.cfg, agent.tasks, agent.device
+    dims, discounts = [a.action_dim] * len(tasks), agent.discount.tolist()
+    scratch = newt.create(a, tasks, agent.emb, dims, discounts, 0, device)
+
+    def zeros(*shape: int, dtype=torch.float32) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=dtype, device=device)
+
+    batch = Batch(zeros(a.horizon + 1, slices, a.obs_dim), zeros(a.horizon, slices, a.action_dim),
+                  zeros(a.horizon, slices), zeros(slices, dtype=torch.long))  # fmt: skip
+    task, warm = zeros(environments, dtype=torch.long), zeros(environments, a.horizon, a.action_dim)
+    return scratch, batch, (zeros(environments, a.obs_dim), task, warm, task == 0)
+
+
 def estimate(agent: newt.Agent, steps: int, environments: int, utd: float) -> float:
     """Hours that so many steps of each environment, and utd updates for each step, will take one process.
 
     From a timed decision and a small timed update.
     """
-    few, small, a = min(environments, 4), min(128, agent.cfg.batch_size), agent.cfg
-    zeros = torch.zeros(few, dtype=torch.long, device=agent.device)
-    obs, warm = zeros.new_zeros(few, a.obs_dim).float(), zeros.new_zeros(few, a.horizon, a.action_dim).float()
-    scratch = newt.create(a, agent.tasks, agent.emb, [a.action_dim] * len(agent.tasks), agent.discount.tolist(), 0,
-                          agent.device)  # fmt: skip
-    batch = Batch(obs.new_zeros(a.horizon + 1, small, a.obs_dim), obs.new_zeros(a.horizon, small, a.action_dim),
-                  obs.new_zeros(a.horizon, small), zeros.new_zeros(small))  # fmt: skip
+    few, small = min(environments, 4), min(128, agent.cfg.batch_size)
+    scratch, batch, inputs = rehearsal(agent, small, few)
 
     def seconds(call) -> float:
         times = []
@@ -75,8 +88,8 @@ def estimate(agent: newt.Agent, steps: int, environments: int, utd: float) -> fl
             times.append(time.perf_counter() - start)
         return min(times)
 
-    plan = seconds(lambda: newt.act(scratch, obs, zeros, warm, zeros == 0).action.sum()) / few
-    step = seconds(lambda: newt.update(scratch, batch, "online")["loss/model"]) / small * a.batch_size
+    plan = seconds(lambda: newt.act(scratch, *inputs).action.sum()) / few
+    step = seconds(lambda: newt.update(scratch, batch, "online")["loss/model"]) / small * agent.cfg.batch_size
     return steps * environments * (plan + utd * step) / 3600
 
 

@@ -15,14 +15,13 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 import newt
-from buffer import Batch
+from clock import rehearsal
 
-CACHE = Path.home() / ".cache" / "newt"
+CACHE = os.path.expanduser("~/.cache/newt")  # stays as it is where nobody has a home
 SMALL = ("XS", "S")  # sizes in whose time there is more than matrix products
 WORTH = 0.5  # hours of acting and learning, from which on a third less is more than the minutes of compiling
 
@@ -41,7 +40,7 @@ def available(device: torch.device) -> bool:
 def functions() -> newt.Functions:
     """Compiled when they are first called: updates for each shape; decisions for the first number of environments,
     which is training's, and once more for any number."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", CACHE)
     model_loss, policy_loss = (torch.compile(f, dynamic=False) for f in (newt.model_loss, newt.policy_loss))
     return newt.Functions(model_loss, policy_loss, torch.compile(newt.decide))
 
@@ -49,25 +48,13 @@ def functions() -> newt.Functions:
 def compile_agent(agent: newt.Agent, phases: tuple[newt.Phase, ...], share: int, environments: int) -> None:
     """Compile for updates with batches of `share` slices, and for decisions; raises what the compiler raises.
 
-    All is tried on a copy without anything learned: neither weights nor random streams of the agent change.
+    All is tried on a rehearsal: the agent has its functions at the end, and nothing else of it changes.
     """
-    cfg = agent.cfg
-    scratch = newt.create(
-        cfg, agent.tasks, agent.emb, [cfg.action_dim] * len(agent.tasks), agent.discount.tolist(), 0, agent.device
-    )
+    scratch, batch, inputs = rehearsal(agent, share, environments)
     scratch.compiled = functions()
-    zeros = torch.zeros(share, dtype=torch.long, device=agent.device)
-    batch = Batch(
-        torch.zeros(cfg.horizon + 1, share, cfg.obs_dim, device=agent.device),
-        torch.zeros(cfg.horizon, share, cfg.action_dim, device=agent.device),
-        torch.zeros(cfg.horizon, share, device=agent.device), zeros,
-    )  # fmt: skip
     for phase in phases:
         newt.update(scratch, batch, phase)
-    zeros = torch.zeros(environments, dtype=torch.long, device=agent.device)
-    obs = torch.zeros(environments, cfg.obs_dim, device=agent.device)
-    warm = torch.zeros(environments, cfg.horizon, cfg.action_dim, device=agent.device)
-    newt.act(scratch, obs, zeros, warm, zeros == 0, explore=True)
+    newt.act(scratch, *inputs, explore=True)
     agent.compiled = scratch.compiled
 
 

@@ -37,7 +37,7 @@ from torch import Tensor
 import distributed
 import planner
 import world_model as wm
-from agent_config import RANGES, Config, check  # noqa: F401  RANGES: of the agent, as everything here
+from agent_config import Config, check
 from buffer import Batch
 from planner import Plan
 from world_model import Params, Policy, Task
@@ -70,6 +70,10 @@ class Agent:
     generator: torch.Generator  # all noise of updates and decisions
     updates: int = 0  # in the current phase; drives the warm-up
     compiled: Functions | None = None  # the same functions, faster (compiled.py)
+
+    @property
+    def functions(self) -> Functions:
+        return self.compiled or Functions(model_loss, policy_loss, decide)
 
     @property
     def device(self) -> torch.device:
@@ -354,8 +358,7 @@ def update(
         group["lr"] = _part_lr(cfg, part) * warm * lr_scale
     agent.pi_optim.param_groups[0]["lr"] = cfg.lr * lr_scale
 
-    functions = agent.compiled or Functions(model_loss, policy_loss, decide)
-    loss, zs, metrics = functions.model_loss(cfg, params, batch, task, agent.discount[batch.task], noise, phase)
+    loss, zs, metrics = agent.functions.model_loss(cfg, params, batch, task, agent.discount[batch.task], noise, phase)
     metrics["train/grad_norm"] = _descend(agent.model_optim, loss, cfg.grad_clip, list(metrics.values()), world)
     targets = [name for name in params if name.startswith("q_target.")]
     with torch.no_grad():
@@ -365,7 +368,7 @@ def update(
     if phase == "online":
         rho = time_weights(horizon, cfg.rho, batch.obs.device)
         bins = wm.make_bins(cfg.num_bins, device=batch.obs.device)
-        loss, pi_metrics = functions.policy_loss(
+        loss, pi_metrics = agent.functions.policy_loss(
             params, zs.detach(), batch.action, task, noise.eps_pi, noise.heads_pi, agent.q_scale, rho, bins,
             cfg.entropy_coef, cfg.online_bc_coef * agent.guided[batch.task],
         )  # fmt: skip
@@ -464,7 +467,7 @@ def act(
         action = wm.pi(agent.params, z, tables, eps).action
         nothing = torch.zeros_like(warm)
         return Plan(action, nothing, nothing, action.new_zeros(len(task), 1), nothing)
-    settings, decide_ = plan_settings(cfg), agent.compiled.decide if agent.compiled else decide
+    settings = plan_settings(cfg)
     weight = planner.policy_weight(step, cfg.constraint_start, cfg.constraint_duration) * agent.guided[task]
     num_q = agent.params["q.0.weight"].shape[0]
     noise = planner.draw_noise(settings, len(task), cfg.action_dim, num_q, generator)
@@ -475,7 +478,7 @@ def act(
             noise.pi[rows], noise.sample[:, rows], noise.terminal[:, rows], noise.heads, noise.gumbel[rows],
             noise.final[rows],
         )  # fmt: skip
-        plan = decide_(
+        plan = agent.functions.decide(
             agent.params, tables.emb[rows], tables.mask[rows], z[rows], warm[rows], first[rows],
             agent.discount[task[rows]], own, weight[rows], settings, cfg.num_bins, "sample" if explore else cfg.elite,
         )  # fmt: skip

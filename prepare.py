@@ -96,8 +96,21 @@ def prepare(setup: Setup, world: World, interruption: command.Interruption) -> R
         agent, state, moved = create_agent(setup, device), checkpoint.State(phase="pretrain"), ""
         files = {name: demo_format.load(path, name) for name, path in paths.items() if path.is_file()}
     evaluation.share_cores(agent.cfg.size)
-    setup, compiling = announce(setup, agent, state, world, workers, moved)
-    cfg = setup.cfg
+    hours = estimate(agent, cfg.steps, len(tasks) * cfg.envs_per_task, cfg.utd) / world.size
+    compiles, reason = compiled.choose(cfg.compile, agent.device, agent.cfg.size, hours)
+    cfg = replace(cfg, compile="on" if distributed.any_of(compiles) else "off")
+    setup = setup._replace(cfg=cfg)
+    if world.rank == 0:
+        announce(setup, agent, world, workers, hours)
+        print(f"compile: {cfg.compile}{', in the background' * (cfg.compile == 'on')} ({reason})")
+        if moved:
+            print(moved)
+    compiling = str  # which says nothing
+    if cfg.compile == "on":
+        learns_first = state.phase == "pretrain" and (paths or state.demos) and cfg.pretrain_updates
+        phases = ("pretrain", "online") if learns_first else ("online",)
+        environments = len(tasks) * cfg.envs_per_task // world.size
+        compiling = compiled.begin(agent, phases, agent.cfg.batch_size // world.size, environments)
 
     if not cfg.resume:
         files |= make_demos(cfg, paths, world)
@@ -135,25 +148,9 @@ def prepare(setup: Setup, world: World, interruption: command.Interruption) -> R
     return r
 
 
-def announce(
-    setup: Setup, agent: newt.Agent, state: checkpoint.State, world: World, workers: int, moved: str
-) -> tuple[Setup, Callable]:
-    """Print what will happen, with all settings as they were chosen, and how long it will take.
-
-    Whether to compile follows from that. Returns the setup with this decided, and what waits for the compiler.
-    """
+def announce(setup: Setup, agent: newt.Agent, world: World, workers: int, hours: float) -> None:
+    """Print what will happen, with all settings as they were chosen, and how long it will take."""
     cfg, n = setup.cfg, len(setup.tasks) * setup.cfg.envs_per_task
-    hours = estimate(agent, cfg.steps, n, cfg.utd) / world.size
-    compiles, reason = compiled.choose(cfg.compile, agent.device, agent.cfg.size, hours)
-    compiles = distributed.any_of(compiles)
-    cfg = replace(cfg, compile="on" if compiles else "off")
-    setup, compiling = setup._replace(cfg=cfg), str
-    if compiles:
-        learns_first = state.phase == "pretrain" and (setup.demos or state.demos) and cfg.pretrain_updates
-        phases = ("pretrain", "online") if learns_first else ("online",)
-        compiling = compiled.begin(agent, phases, agent.cfg.batch_size // world.size, n // world.size)
-    if world.rank:
-        return setup, compiling
     together = f", {world.size} processes" if world.size > 1 else ""
     size = newt.wm.num_params(agent.params) / 1e6
     print(f"{len(setup.tasks)} tasks, {n} environments, {size:.1f}M parameters, {agent.device}{together}")
@@ -162,14 +159,10 @@ def announce(
         if name not in ("agent", "why"):
             print(f"  {name:20} {value}")
     print(f"acting and learning online will take about {describe(hours)} here; everything is written to {cfg.folder}/")
-    if moved:
-        print(moved)
     if cfg.preset == "laptop" and agent.device.type != "cuda" and len(setup.tasks) > 20:
         full = fit(replace(PUBLISHED, tasks=cfg.tasks), PUBLISHED)
         weeks = estimate(create_agent(Setup(full, setup.tasks, setup.demos), agent.device), full.steps, n, full.utd)
         print(f"(preset laptop; the published preset would take about {describe(weeks)} here: use a GPU for that)")
-    print(f"compile: {'on, in the background' if compiles else 'off'} ({reason})")
-    return setup, compiling
 
 
 def make_demos(cfg: Train, paths: dict[str, Path], world: World) -> dict[str, demo_format.Demos]:

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import psutil
 import tyro
 
+import agent_config
 import command
 import demo_format
 import envs
@@ -215,14 +216,13 @@ def parse(args: list[str]) -> Setup:
 
 def go_on(folder: Path, tasks: str, args: list[str]) -> Setup:
     """The settings of the run in a folder, but for --steps and --workers. tasks: as the user named them, if so."""
-    import newt
     import run_folder
 
     stored = {"compile": "off", **run_folder.read_config(folder)}  # as runs were that don't know the word
     try:
         before = Train(**{**stored, "agent": Config(**stored["agent"])})
         before = replace(before, resume=folder, folder=folder, ckpt=before.ckpt and Path(before.ckpt))
-        newt.check(before.agent)
+        agent_config.check(before.agent)
         command.check_fields(before, RANGES)
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(
@@ -288,13 +288,10 @@ def check(setup: Setup, processes: int, local: int) -> None:
 
     processes, local: how many there are, and how many of them on this machine
     """
-    import torch
-
-    import newt
     from buffer import gigabytes
 
     cfg, tasks, _ = setup
-    newt.check(cfg.agent)
+    agent_config.check(cfg.agent)
     command.check_fields(cfg, RANGES)
     if cfg.instruction and len(tasks) > 1:
         raise ValueError(f"--instruction is for a single task, --tasks names {len(tasks)}")
@@ -319,7 +316,7 @@ def check(setup: Setup, processes: int, local: int) -> None:
     }
     free = psutil.virtual_memory().available / 1e9
     for what, (rows, setting) in needed.items():
-        size = gigabytes(rows, cfg.agent.obs_dim, cfg.agent.action_dim, torch.float32)
+        size = gigabytes(rows, cfg.agent.obs_dim, cfg.agent.action_dim)
         if size > free:
             raise ValueError(f"{size:.1f} GB are needed for {what}, {free:.1f} GB are free; lower {setting}")
         free -= size

@@ -89,6 +89,7 @@ def main(cfg: Speed) -> None:
         ours, theirs = context.Pipe()
         process = context.Process(target=work, args=(str(tree.resolve()), cfg.cases, compiled, theirs), daemon=True)
         process.start()
+        theirs.close()  # so that a process that failed is noticed
         ours.recv()
         workers[label] = ours
     times = {(name, label): [] for name in cfg.cases for label in workers}

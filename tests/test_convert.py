@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 from test_parity import BATCH, DATA, PARAMS, SIZE, STRIDE
 
+import agent_config
 import agent_file
 import convert
 import demo_format
@@ -43,7 +44,7 @@ TASKS = ["spinner-spin", "reacher-three-easy", "pygame-landing", "pygame-pong"] 
 @pytest.fixture(autouse=True)
 def recorded_size(monkeypatch):
     """The recorded network is smaller than any that is offered."""
-    monkeypatch.setitem(newt.RANGES, "size", wm.SIZES)
+    monkeypatch.setitem(agent_config.RANGES, "size", wm.SIZES)
     monkeypatch.setitem(wm.SIZES, "recorded", SIZE)
 
 

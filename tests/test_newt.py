@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import agent_config
 import newt
 from buffer import Batch, Buffer
 from command import check_fields
@@ -308,7 +309,7 @@ def test_warm_up_and_learning_rates():
 @pytest.mark.parametrize("name", [f.name for f in fields(Config)])
 def test_every_setting_is_checked(name):
     """A new number without a range fails here, and so does a range that lets in what is none."""
-    assert fields_that_take_nonsense(Config(), lambda cfg: check_fields(cfg, newt.RANGES), name) == []
+    assert fields_that_take_nonsense(Config(), lambda cfg: check_fields(cfg, agent_config.RANGES), name) == []
     assert fields_that_take_nonsense(CFG, newt.check, name) == []
 
 
