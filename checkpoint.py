@@ -8,7 +8,7 @@
 A checkpoint is written into a hidden folder, flushed to disk, and renamed. The newest two are kept. The buffer's files
 are shared between checkpoints: each one knows how many episodes had been added, and later ones are ignored.
 A full disk costs the checkpoint that did not fit, not those before. Nothing is unpickled. The folder: run_folder.py.
-Test: pytest tests/test_checkpoint.py; pytest tests/test_train.py -k "resume or disk"
+Test: pytest tests/test_checkpoint.py; pytest tests/test_train.py tests/test_faults.py -k "resume or disk"
 """
 
 import json

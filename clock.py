@@ -1,6 +1,6 @@
 """How long a run will take, where its time goes, and how much is left.
 
-Test: pytest tests/test_train.py -k "clock or estimate"
+Test: pytest tests/test_clock.py
 """
 
 import time

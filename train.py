@@ -15,7 +15,7 @@ afresh at each one, in an uninterrupted run too: that is what makes resuming exa
 Ctrl-C, SIGTERM and SIGHUP write a checkpoint first; such a run goes on from there, its unfinished episodes dropped.
 Every process of a distributed run comes through here; only rank 0 prints, logs and draws.
 Steps are agent steps. "step" in every file counts them over all environments, as published.
-Test: pytest tests/test_train.py
+Test: pytest tests/test_train.py tests/test_faults.py
 """
 
 import os

@@ -2,7 +2,7 @@
 
 A setting's default is that of its preset, or of the run to go on with, and then what the user gave counts. What a run
 is made of (Setup) is decided here, once, before anything that takes time to load: train.py only carries it out.
-Test: pytest tests/test_train.py tests/test_command.py
+Test: pytest tests/test_train_config.py tests/test_command.py
 """
 
 import argparse

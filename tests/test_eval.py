@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import tyro
 
 import agent_file
 import envs
@@ -164,18 +165,23 @@ def test_what_is_not_defined_is_shown_as_such():
     assert "length" not in evaluation.table({"mw-reach": results["mw-reach"]})
 
 
-def test_video(ckpt, tmp_path):
+def test_video(tmp_path):
+    """Two tasks of other lengths, quickly drawn: the shorter one holds its last frame."""
     import imageio.v2 as imageio
 
-    agent, _ = agent_file.load(ckpt)
+    tasks = ["mujoco-reacher", "pygame-landing"]  # 50 steps and 200
+    agent = newt.create(newt.Config(size="XS"), tasks, torch.zeros(2, 384), [2, 2], [0.95, 0.95])
     try:
-        evaluation.record(agent, TASKS, tmp_path / "grid.mp4", planner=False)
+        evaluation.record(agent, tasks, tmp_path / "grid.mp4", planner=False)
     except RuntimeError as error:
         pytest.skip(f"no OpenGL here: {error}")
-    frames = imageio.mimread(tmp_path / "grid.mp4", memtest=False)
-    assert len(frames) == 100 and frames[0].shape == (112, 224, 3)  # two tasks side by side, half size
-    assert np.ptp(frames[0][:, :112]) > 50 and np.ptp(frames[0][:, 112:]) > 50  # both halves show something
-    assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 0.5  # and something moves
+    frames = np.array(imageio.mimread(tmp_path / "grid.mp4", memtest=False)).astype(int)
+    assert frames.shape == (200, 112, 224, 3)  # side by side, half size
+    halves = frames[:, :, :112], frames[:, :, 112:]
+    for half, last in zip(halves, (49, 199), strict=True):
+        assert np.ptp(half[0]) > 50  # shows something
+        assert np.abs(half[0] - half[last]).mean() > 0.5  # and something moves
+    assert np.abs(halves[0][60] - halves[0][199]).mean() < 0.4  # what compression makes of a picture that stands still
 
 
 def test_a_file_runs_no_code_unasked(ckpt, tmp_path, monkeypatch, capsys):
@@ -211,6 +217,22 @@ def test_an_agent_of_other_sizes_than_the_task(ckpt, tmp_path):
         evaluation.main(evaluation.Eval(tmp_path / "agent.safetensors", episodes=1))
 
 
+@pytest.fixture
+def files(ckpt, tmp_path, monkeypatch) -> Path:
+    """Where a good checkpoint and half of one lie, and nothing else."""
+    good = ckpt.read_bytes()
+    (tmp_path / "good.safetensors").write_bytes(good)
+    (tmp_path / "half.safetensors").write_bytes(good[: len(good) // 2])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def check_refused(folder: Path, code: int, out: str, err: str, message: str) -> None:
+    assert code == 2 and err.count("\n") == 1 and not out, err
+    assert err.startswith("error: ") and message in err
+    assert sorted(p.name for p in folder.iterdir()) == ["good.safetensors", "half.safetensors"]
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
@@ -223,14 +245,16 @@ def test_an_agent_of_other_sizes_than_the_task(ckpt, tmp_path):
         ("--ckpt good.safetensors --json missing/out.json", "missing"),
     ],
 )
-def test_bad_input(args, message, ckpt, tmp_path):
-    good = ckpt.read_bytes()
-    (tmp_path / "good.safetensors").write_bytes(good)
-    (tmp_path / "half.safetensors").write_bytes(good[: len(good) // 2])
-    done = run_eval(tmp_path, *args.split())
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout, done.stderr
-    assert done.stderr.startswith("error: ") and message in done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["good.safetensors", "half.safetensors"]
+def test_bad_input(args, message, files, capsys):
+    """By the function that the program ends with; one of them in a process of its own, below."""
+    with pytest.raises(SystemExit) as stopped:
+        evaluation.run(evaluation.main, tyro.cli(evaluation.Eval, args=args.split()))
+    check_refused(files, stopped.value.code, *capsys.readouterr(), message)
+
+
+def test_bad_input_from_a_shell(files):
+    done = run_eval(files, "--ckpt", "good.safetensors", "--tasks", "mw-push")
+    check_refused(files, done.returncode, done.stdout, done.stderr, "was not trained on mw-push")
 
 
 def test_results_are_on_disk_before_they_are_printed_and_films_cost_only_themselves(
