@@ -63,6 +63,8 @@ class Config:
     """plans that follow the policy prior"""
     iterations: int = 6
     """refits per decision"""
+    warm_iterations: int = 0
+    """refits of the decisions after an episode's first, which start from the plan before; 0: as many as at the first"""
     temperature: float = 0.5
     """elites weigh exp(temperature * return)"""
     std_min: float = 0.05
@@ -95,6 +97,7 @@ RANGES = {  # of every number above: smallest and largest value
     **dict.fromkeys(("num_samples", "num_elites"), (1, 100_000)),
     "num_pi": (2, 100_000),
     "iterations": (1, 1000),
+    "warm_iterations": (0, 1000),
     "temperature": (0, 1e4),
     **dict.fromkeys(("std_min", "std_max", "caution"), (0, 1000)),
     **dict.fromkeys(("warmup_updates", "constraint_start", "constraint_duration"), (0, 10**15)),

@@ -24,6 +24,7 @@ import torch
 import agent_file
 import demo_format
 import distributed
+import losses
 import newt
 import run_folder
 from buffer import Buffer, write_atomically
@@ -37,7 +38,7 @@ KEEP = 2  # checkpoints
 class State:
     """Counters of a run, besides the tensors. The same in every process."""
 
-    phase: newt.Phase
+    phase: losses.Phase
     updates: int = 0  # in this phase
     vector_step: int = 0  # online steps of each environment
     learning_steps: int = 0  # environment steps since the first episodes ended; times utd: the updates that are due

@@ -1,7 +1,7 @@
 """torch.compile around whole functions, at the edge: the same losses and plans, with fewer passes over memory.
 
     compile_agent(agent, ("pretrain", "online"), 128, 8)    from now on newt.update and newt.act call compiled functions
-                                                            instead of newt.model_loss, newt.policy_loss, newt.decide
+                                                            instead of those of losses.py and newt.decide
     begin(agent, ...)                                       the same in the background
 
 Measured: results/README.md, Speed. What it costs is a minute or more of both cores before the first update, less where
@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import torch
 
+import losses
 import newt
 from clock import rehearsal
 
@@ -41,11 +42,11 @@ def functions() -> newt.Functions:
     """Compiled when they are first called: updates for each shape; decisions for the first number of environments,
     which is training's, and once more for any number."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", CACHE)
-    model_loss, policy_loss = (torch.compile(f, dynamic=False) for f in (newt.model_loss, newt.policy_loss))
+    model_loss, policy_loss = (torch.compile(f, dynamic=False) for f in (losses.model_loss, losses.policy_loss))
     return newt.Functions(model_loss, policy_loss, torch.compile(newt.decide))
 
 
-def compile_agent(agent: newt.Agent, phases: tuple[newt.Phase, ...], share: int, environments: int) -> None:
+def compile_agent(agent: newt.Agent, phases: tuple[losses.Phase, ...], share: int, environments: int) -> None:
     """Compile for updates with batches of `share` slices, and for decisions; raises what the compiler raises.
 
     All is tried on a rehearsal: the agent has its functions at the end, and nothing else of it changes.
@@ -56,6 +57,7 @@ def compile_agent(agent: newt.Agent, phases: tuple[newt.Phase, ...], share: int,
         newt.update(scratch, batch, phase)
     newt.act(scratch, *inputs, explore=True)
     agent.compiled = scratch.compiled
+    torch._dynamo.config.suppress_errors = True  # shapes that come later and fail are left in eager
 
 
 def choose(wanted: str, device: torch.device, size: str, hours: float) -> tuple[bool, str]:

@@ -1,16 +1,6 @@
-"""The Newt agent: losses, one update step, acting.
+"""The Newt agent: its state, one update step, acting.
 
-Learning (batch: B slices of H transitions, time first; rho_t = 0.5^t normalised over H+1 entries):
-
-    z_0 = h(o_0), z_{t+1} = d(z_t, a_t)                                      latent rollout, gradients flow
-    td_t = r_t + gamma_task min_{2 of K} Q_target(h(o_{t+1}), p(h(o_{t+1}))) no gradient
-    model loss  = sum_t rho_t [20 |z_{t+1} - h(o_{t+1})|^2 + .1 CE(R(z_t,a_t), r_t) + .1 mean_k CE(Q_k(z_t,a_t), td_t)]
-    pretraining = model loss + mean_t rho_t [(p(z_t) - a_t)^2 - 1e-4 entropy]       behaviour cloning, one optimiser
-    online      : model loss, then a policy step on the detached z_t with
-                  sum_t rho_t [(p(z_t) - a_t)^2 - 1e-4 entropy - mean_{2 of K} Q(z_t, p(z_t)) / S]
-
-S ("q_scale") is the running 5..95 % range of Q. Where a_t ended an episode for good, td_t = r_t, and o_{t+1} is the
-absorbing state (buffer.py): its latent is predicted like any other, and worth nothing, so that plans see ends coming.
+What is learned is in losses.py; here are the optimisers that learn it, and the planner that acts on it.
 Papers: Newt (arXiv 2511.19584), TD-MPC2 (arXiv 2310.16828). Where the published code behaves unexpectedly the
 difference is named at its place ("Upstream quirk", "Differs from upstream").
 
@@ -26,12 +16,11 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import machine
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import distributed
@@ -39,10 +28,18 @@ import planner
 import world_model as wm
 from agent_config import Config, check
 from buffer import Batch
+from losses import (
+    Phase,
+    UpdateNoise,
+    draw_update_noise,
+    model_loss,
+    policy_loss,
+    time_weights,
+    unless_all,
+    update_scale,
+)
 from planner import Plan
-from world_model import Params, Policy, Task
-
-Phase = Literal["pretrain", "online"]
+from world_model import Params, Task
 
 
 class Functions(NamedTuple):
@@ -69,6 +66,7 @@ class Agent:
     q_scale: Tensor  # () running 5..95 % range of Q, at least 1
     generator: torch.Generator  # all noise of updates and decisions
     updates: int = 0  # in the current phase; drives the warm-up
+    left_out: Tensor | int = 0  # updates that were not finite
     compiled: Functions | None = None  # the same functions, faster (compiled.py)
 
     @property
@@ -144,185 +142,7 @@ def _part_lr(cfg: Config, part: str) -> float:
     return cfg.lr * (cfg.enc_lr_scale if part == "encoder" else 1.0)
 
 
-# ---------------------------------------------------------------- losses: each returns (scalar, metrics)
-
-
-def time_weights(horizon: int, rho: float, device=None) -> Tensor:
-    """rho_t = rho^t for t = 0..H, normalised to sum 1. (H+1,)"""
-    weights = rho ** torch.arange(horizon + 1, device=device)
-    return weights / weights.sum()
-
-
-def td_target(
-    params: Params,
-    next_obs: Tensor,
-    reward: Tensor,
-    discount: Tensor,
-    task: Task,
-    eps: Tensor,
-    heads: Tensor,
-    bins: Tensor,
-    source: Literal["ema", "online"] = "ema",
-) -> tuple[Tensor, Tensor]:
-    """Latents of what really came next, (T, B, Z), and one-step bootstrapped returns, (T, B). Call without gradients.
-
-    next_obs (T, B, O); reward (T, B); discount (B,) or, 0 where nothing follows, (T, B); eps (T, B, A); heads (2,): the
-    minimum of two random heads.
-    Upstream quirk: with the published default (compiled) the target call runs the *online* ensemble; source="online"
-    reproduces that.
-    """
-    z = wm.encode(params, next_obs, task)
-    action = wm.pi(params, z, task, eps).action
-    q_logits = wm.q(params, z, action, task, heads, part="q_target" if source == "ema" else "q")
-    return z, reward + discount * wm.decode(q_logits, bins).amin(0)
-
-
-def largest_value(reward, discount: float) -> float:
-    """The largest absolute value of a state in an episode with these rewards (T,): beyond VALUE_LIMIT it is clipped."""
-    value = largest = 0.0
-    for r in reversed(reward.tolist()):
-        value = r + discount * value
-        largest = max(largest, abs(value))
-    return largest
-
-
-VALUE_LIMIT = float(wm.symexp(wm.make_bins()[-1]))  # 22,025: where the two-hot support ends
-
-
-def rollout(params: Params, z: Tensor, actions: Tensor, task: Task) -> Tensor:
-    """Latents predicted from the first one: z (B, Z), actions (T, B, A) -> (T+1, B, Z)."""
-    zs = [z]
-    for action in actions:
-        zs.append(wm.dynamics(params, zs[-1], action, task))
-    return torch.stack(zs)
-
-
-def consistency_loss(z_pred: Tensor, z_target: Tensor, rho: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Predicted latents should equal the encoder's latents of what really came next. Both (T, B, Z), rho (T,).
-
-    The target carries no gradient: with one, the encoder could make this zero by mapping everything to one point.
-    """
-    per_step = (z_pred - z_target.detach()).square().mean((1, 2))  # (T,)
-    loss = (rho * per_step).sum()
-    return loss, {"loss/consistency": loss.detach()}
-
-
-def reward_loss(logits: Tensor, reward: Tensor, rho: Tensor, bins: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross entropy of the predicted reward. logits (T, B, K), reward (T, B), rho (T,)."""
-    loss = (rho * wm.two_hot_cross_entropy(logits, reward, bins).mean(1)).sum()
-    return loss, {"loss/reward": loss.detach()}
-
-
-def value_loss(logits: Tensor, target: Tensor, rho: Tensor, bins: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross entropy of every Q head, mean over heads. logits (Q, T, B, K), target (T, B) raw return, rho (T,)."""
-    loss = (rho * wm.two_hot_cross_entropy(logits, target, bins).mean(2)).sum(1).mean()
-    return loss, {"loss/value": loss.detach()}
-
-
-def imitation_error(policy: Policy, action: Tensor, mask: Tensor) -> Tensor:
-    """Squared distance to the batch's action, mean over the task's real dims. (T, B, A) -> (T, B)."""
-    return ((policy.action - action).square() * mask).sum(-1) / mask.sum(-1)
-
-
-def bc_loss(
-    policy: Policy, action: Tensor, mask: Tensor, rho: Tensor, entropy_coef: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pretraining: imitate the demonstration. policy and action (T, B, A), mask (B, A), rho (T,).
-
-    A mean over time of rho-weighted terms, as published: with H = 3 it is a third of a rho-weighted sum.
-    """
-    error = imitation_error(policy, action, mask)  # (T, B)
-    entropy, scaled_entropy = wm.entropy(policy, mask)
-    loss = (rho.unsqueeze(1) * (error - entropy_coef * scaled_entropy)).mean()
-    return loss, {"loss/bc": error.detach().mean(), "train/entropy": entropy.detach().mean()}
-
-
-def policy_loss(
-    params: Params,
-    zs: Tensor,
-    action: Tensor,
-    task: Task,
-    eps: Tensor,
-    heads: Tensor,
-    q_scale: Tensor,
-    rho: Tensor,
-    bins: Tensor,
-    entropy_coef: float,
-    bc_coef: float | Tensor = 1.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Online: maximise Q and entropy while staying near the batch's actions.
-
-    zs (H+1, B, Z) detached latents; action (H, B, A); eps (H+1, B, A); heads (2,): mean of two random heads;
-    bc_coef: also one per sample, (B,).
-    Q's parameters get no gradient: they are detached here. metrics["q"] (B,) is the unscaled value at t=0.
-    """
-    policy = wm.pi(params, zs, task, eps)
-    mask = F.embedding(task.index, task.mask)
-    error = imitation_error(Policy(*(v[:-1] for v in policy)), action, mask)  # (H, B)
-    entropy, scaled_entropy = wm.entropy(policy, mask)
-    q_params = {name: value.detach() for name, value in params.items() if name.startswith("q.")}
-    value = wm.decode(wm.q(q_params, zs, policy.action, task, heads), bins).mean(0)  # (H+1, B)
-    weight = rho.unsqueeze(1)
-    maxq = (weight * (-entropy_coef * scaled_entropy - value / q_scale)).sum(0)
-    loss = (bc_coef * (weight[:-1] * error).sum(0) + maxq).mean()
-    metrics = {"loss/pi": loss.detach(), "loss/bc": error.detach().mean(), "train/entropy": entropy.detach().mean()}
-    return loss, metrics | {"q": value[0].detach()}
-
-
-def update_scale(q_scale: Tensor, q: Tensor, tau: float) -> Tensor:
-    """Moving 5..95 percentile range of Q over the batch, at least 1, so that returns of any size give similar steps."""
-    low, high = torch.quantile(q, torch.tensor([0.05, 0.95], device=q.device))
-    return q_scale.lerp((high - low).clamp(min=1), tau)
-
-
 # ---------------------------------------------------------------- one update
-
-
-class UpdateNoise(NamedTuple):
-    """All random numbers of one update. eps_* standard normal; heads_* (2,) long."""
-
-    eps_td: Tensor  # (H, B, A)
-    eps_bc: Tensor  # (H, B, A)    pretraining
-    eps_pi: Tensor  # (H+1, B, A)  online
-    heads_td: Tensor
-    heads_pi: Tensor
-
-
-def draw_update_noise(horizon: int, batch: int, action_dim: int, num_q: int, generator: torch.Generator) -> UpdateNoise:
-    def normal(steps: int) -> Tensor:
-        return torch.randn(steps, batch, action_dim, generator=generator, device=generator.device)
-
-    def heads() -> Tensor:
-        return torch.randperm(num_q, generator=generator, device=generator.device)[:2]
-
-    return UpdateNoise(normal(horizon), normal(horizon), normal(horizon + 1), heads(), heads())
-
-
-def model_loss(
-    cfg: Config, params: Params, batch: Batch, task: Task, discount: Tensor, noise: UpdateNoise, phase: Phase
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The loss of the model optimiser: total, the latent rollout zs (H+1, B, Z) and metrics.
-
-    discount (B,): per sample. In pretraining it contains behaviour cloning; its gradient reaches encoder and dynamics.
-    """
-    rho = time_weights(batch.action.shape[0], cfg.rho, batch.obs.device)
-    bins = wm.make_bins(cfg.num_bins, device=batch.obs.device)
-    with torch.no_grad():
-        goes_on = discount * (1 - batch.terminated)
-        z_target, td = td_target(
-            params, batch.obs[1:], batch.reward, goes_on, task, noise.eps_td, noise.heads_td, bins, cfg.td_target
-        )
-    zs = rollout(params, wm.encode(params, batch.obs[0], task), batch.action, task)
-    consistency, m1 = consistency_loss(zs[1:], z_target, rho[:-1])
-    rewards, m2 = reward_loss(wm.reward(params, zs[:-1], batch.action, task), batch.reward, rho[:-1], bins)
-    value, m3 = value_loss(wm.q(params, zs[:-1], batch.action, task), td, rho[:-1], bins)
-    loss = cfg.consistency_coef * consistency + cfg.reward_coef * rewards + cfg.value_coef * value
-    metrics = m1 | m2 | m3
-    if phase == "pretrain":
-        policy = wm.pi(params, zs[:-1], task, noise.eps_bc)
-        bc, m4 = bc_loss(policy, batch.action, F.embedding(task.index, task.mask), rho[:-1], cfg.entropy_coef)
-        loss, metrics = loss + cfg.bc_coef * bc, metrics | m4
-    return loss, zs, metrics | {"loss/model": loss.detach()}
 
 
 def update(
@@ -341,7 +161,8 @@ def update(
     rank, world  this process and how many there are: B is then a share of the batch, noise too, and what is
            learned, returned and drawn is the same as if one process had all shares, in the order of ranks
     return scalar metrics as detached tensors
-    Raises FloatingPointError if a loss or gradient is not finite: before the step that would spoil the weights.
+    Raises FloatingPointError if a loss or gradient is not finite. The step that would spoil the weights is not taken;
+    on a GPU, which nobody waits for, all such steps are left out until it is noticed, after CHECK_EVERY updates.
     """
     cfg, params = agent.cfg, agent.params
     horizon, size, dims = batch.action.shape
@@ -359,7 +180,8 @@ def update(
     agent.pi_optim.param_groups[0]["lr"] = cfg.lr * lr_scale
 
     loss, zs, metrics = agent.functions.model_loss(cfg, params, batch, task, agent.discount[batch.task], noise, phase)
-    metrics["train/grad_norm"] = _descend(agent.model_optim, loss, cfg.grad_clip, list(metrics.values()), world)
+    norm, finite = _descend(agent.model_optim, loss, cfg.grad_clip, list(metrics.values()), world)
+    metrics["train/grad_norm"] = norm
     targets = [name for name in params if name.startswith("q_target.")]
     with torch.no_grad():
         online = [params[name.replace("q_target.", "q.", 1)] for name in targets]
@@ -375,24 +197,38 @@ def update(
         # The scale needs the values of the whole batch: each process fills its own part, and the mean collects them.
         q = torch.zeros(size * world, device=batch.obs.device)
         q[mine] = pi_metrics.pop("q") * world
-        norm = _descend(agent.pi_optim, loss, cfg.grad_clip, [q, *pi_metrics.values()], world)
-        agent.q_scale = update_scale(agent.q_scale, q, cfg.tau)
+        norm, pi_finite = _descend(agent.pi_optim, loss, cfg.grad_clip, [q, *pi_metrics.values()], world)
+        agent.q_scale = torch.where(pi_finite, update_scale(agent.q_scale, q, cfg.tau), agent.q_scale)
         metrics |= pi_metrics | {"train/pi_grad_norm": norm}
+        finite = finite & pi_finite
+    agent.left_out = agent.left_out + ~finite
+    if loss.device.type != "cpu" and agent.updates % CHECK_EVERY == 0 and agent.left_out:
+        raise FloatingPointError(f"loss or gradient of {int(agent.left_out)} updates")
     return metrics | {"train/q_scale": agent.q_scale}
 
 
-def _descend(optim: torch.optim.Optimizer, loss: Tensor, clip: float, also: list[Tensor], world: int) -> Tensor:
-    """One step of an optimiser -> norm of the gradient. `also` is averaged over processes in the same message."""
+CHECK_EVERY = 100
+
+
+def _descend(optim: torch.optim.Optimizer, loss: Tensor, clip: float, also: list[Tensor], world: int):
+    """One step of an optimiser -> norm of the gradient, and whether all was finite, both (). Not taken if it wasn't.
+
+    `also` is averaged over processes in the same message.
+    """
     weights = [value for group in optim.param_groups for value in group["params"]]
     optim.zero_grad(set_to_none=True)
     loss.backward()
+    grads = [value.grad for value in weights if value.grad is not None]
     if world > 1:  # a timed update of one process alone must not wait for the others
-        distributed.average([value.grad for value in weights if value.grad is not None] + also)
-    norm = torch.nn.utils.clip_grad_norm_(weights, clip)
-    if not (loss.detach() + norm).isfinite():  # waits for a GPU, once per step: a bad one could not be taken back
+        distributed.average(grads + also)
+    norm = torch.nn.utils.get_total_norm(grads)
+    finite = (loss.detach() + norm).isfinite()
+    if loss.device.type == "cpu" and not finite:  # nothing to wait for
         raise FloatingPointError(f"loss {float(loss.detach()):g} or its gradient's norm {float(norm):g}")
+    # Clipped and, if need be, left out inside of Adam's own kernel: no pass over the gradients, no waiting for a GPU.
+    optim.grad_scale, optim.found_inf = (norm / clip).clamp(min=1), (~finite).float()
     optim.step()
-    return norm
+    return norm, finite
 
 
 # ---------------------------------------------------------------- acting
@@ -408,7 +244,7 @@ def planner_model(params: Params, task: Task, bins: Tensor) -> planner.Model:
         next=lambda z, action: wm.dynamics(params, z, action, task),
         reward=lambda z, action: wm.decode(wm.reward(params, z, action, task), bins),
         pi=lambda z, eps: wm.pi(params, z, task, eps).action,
-        q=lambda z, action, heads: wm.decode(wm.q(params, z, action, task, heads), bins).mean(0),
+        q=lambda z, action, heads: wm.decode(wm.q(params, z, action, task, unless_all(params, heads)), bins).mean(0),
         q_heads=lambda z, action: wm.decode(wm.q(params, z, action, task), bins),
     )
 
@@ -473,23 +309,33 @@ def act(
     noise = planner.draw_noise(settings, len(task), cfg.action_dim, num_q, generator)
 
     @torch.no_grad()  # the mode is per thread
-    def plan_for(rows: Tensor) -> Plan:
+    def plan_for(rows: Tensor, settings: planner.Settings, decide: Callable) -> Plan:
         own = planner.Noise(
-            noise.pi[rows], noise.sample[:, rows], noise.terminal[:, rows], noise.heads, noise.gumbel[rows],
-            noise.final[rows],
+            noise.pi[rows], noise.sample[: settings.iterations, rows], noise.terminal[:, rows], noise.heads,
+            noise.gumbel[rows], noise.final[rows],
         )  # fmt: skip
-        plan = agent.functions.decide(
+        plan = decide(
             agent.params, tables.emb[rows], tables.mask[rows], z[rows], warm[rows], first[rows],
             agent.discount[task[rows]], own, weight[rows], settings, cfg.num_bins, "sample" if explore else cfg.elite,
         )  # fmt: skip
         return planner.explored(plan, own) if explore else plan
 
-    every = torch.arange(len(task), device=obs.device)
-    if obs.device.type != "cpu" or len(task) == 1:
-        return plan_for(every)
-    cores = max(1, CORES // torch.get_num_threads())
-    groups = every.split(max(1, min(CPU_PLAN_ROWS // cfg.num_samples, -(-len(task) // cores))))
-    return Plan(*(torch.cat(parts) for parts in zip(*_PLANNERS.map(plan_for, groups), strict=True)))
+    # A group: its rows, how they are planned, and by what. First decisions are few: not worth compiling them, too.
+    fast = agent.functions.decide
+    groups = [(torch.arange(len(task), device=obs.device), settings, fast)]
+    if cfg.warm_iterations not in (0, cfg.iterations):
+        later = settings._replace(iterations=cfg.warm_iterations)
+        groups = [(first.nonzero().squeeze(1), settings, decide), ((~first).nonzero().squeeze(1), later, fast)]
+    if obs.device.type == "cpu":
+        cores = max(1, CORES // torch.get_num_threads())
+        most = max(1, min(CPU_PLAN_ROWS // cfg.num_samples, -(-len(task) // cores)))
+        groups = [(part, *how) for rows, *how in groups for part in rows.split(most)]
+    groups = [group for group in groups if len(group[0])]
+    if len(groups) == 1:
+        return plan_for(*groups[0])
+    parts = list(_PLANNERS.map(plan_for, *zip(*groups, strict=True)))
+    back = torch.cat([rows for rows, *_ in groups]).argsort()
+    return Plan(*(torch.cat(part)[back] for part in zip(*parts, strict=True)))
 
 
 CPU_PLAN_ROWS = 2048  # plans evaluated at once by a core

@@ -26,6 +26,7 @@ import distributed
 import envs
 import eval as evaluation
 import language
+import losses
 import newt
 import run_folder
 from buffer import Buffer
@@ -216,9 +217,9 @@ def create_agent(setup: Setup, device: torch.device) -> newt.Agent:
 
 
 def warn_if_clipped(r: Run, name: str, reward: np.ndarray) -> None:
-    value = newt.largest_value(reward, envs.TASKS[name].discount)
-    if value > newt.VALUE_LIMIT and name not in r.clipped:
+    value = losses.largest_value(reward, envs.TASKS[name].discount)
+    if value > losses.VALUE_LIMIT and name not in r.clipped:
         r.clipped.add(name)
-        tqdm.write(f"{name}: values reach {value:,.0f}, but the networks' range ends at {newt.VALUE_LIMIT:,.0f}: "
-                   f"what is beyond is clipped; divide its rewards by {value / newt.VALUE_LIMIT * 2:.0f}",
+        tqdm.write(f"{name}: values reach {value:,.0f}, but the networks' range ends at {losses.VALUE_LIMIT:,.0f}: "
+                   f"what is beyond is clipped; divide its rewards by {value / losses.VALUE_LIMIT * 2:.0f}",
                    file=sys.stderr)  # fmt: skip

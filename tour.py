@@ -5,7 +5,7 @@
 
     1  parts     what the five networks of the world model read and say, before anything is learned    world_model.py
     2  play      an episode, and how it is remembered                                                  buffer.py
-    3  update    one update: every loss from its definition, checked against newt.update               newt.py
+    3  update    one update: every loss from its definition, checked against newt.update    losses.py, newt.py
     4  decide    one decision: a search in imagination, checked against planner.plan                   planner.py
     5  learn     for two minutes: decide, act, remember, update                                        train.py
 
@@ -57,6 +57,7 @@ from tqdm import tqdm
 
 import envs
 import language
+import losses
 import newt
 import planner
 import train_config
@@ -167,7 +168,7 @@ def update(agent: newt.Agent, batch: Batch, show: Callable) -> None:
     bins, num_q, discount = wm.make_bins(cfg.num_bins), len(params["q.0.weight"]), agent.discount[batch.task]
     show("discount", "B", discount, f"of each slice's task, per step: here {discount[0]:.3f}")
     # Noise is an argument, so that the same update can be taken twice: here, and in newt.py.
-    noise = newt.draw_update_noise(horizon, size, cfg.action_dim, num_q, agent.generator)
+    noise = losses.draw_update_noise(horizon, size, cfg.action_dim, num_q, agent.generator)
     show("noise.eps_td", "H, B, A", noise.eps_td, "standard normal, for the policy's actions; eps_pi has H+1 steps")
     show("noise.heads_td", "2", noise.heads_td, f"which two of the {num_q} heads to ask; heads_pi likewise")
 
@@ -403,7 +404,7 @@ def main(cfg: Tour) -> None:
     returns = [play(env, buffer, lambda obs, first: env.action_space.sample())]
     print(f"return {returns[0]:.1f} of 1000")
 
-    print("\n==== 3  One update, by hand (newt.py: model_loss, policy_loss, update)\n")
+    print("\n==== 3  One update, by hand (losses.py: model_loss, policy_loss; newt.py: update)\n")
     update(agent, buffer.sample(settings.batch_size, settings.horizon, sampler), show)
     print("\nloss/reward and loss/value were log 101 = 4.62, all bins being equally likely, times sum(rho[:H]) = 0.93.")
     print("After 50 more updates:\n")

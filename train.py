@@ -8,7 +8,7 @@
     torchrun --nproc-per-node 8 train.py --tasks all           several GPUs or machines (distributed.py)
 
 Read it from `run` on: get ready (prepare.py), pretrain, then the online loop, in which the learner updates while the
-simulators step. What is learned is in newt.py, every setting in train_config.py.
+simulators step. What is learned is in losses.py, every setting in train_config.py.
 A run folder holds config.json, metrics.jsonl (one line per event), TensorBoard events, curves.png, videos/,
 agent.safetensors (newest weights) and checkpoints/. A checkpoint is complete or absent, and the environments start
 afresh at each one, in an uninterrupted run too: that is what makes resuming exact.
@@ -42,6 +42,7 @@ from tqdm import tqdm
 import checkpoint
 import distributed
 import eval as evaluation
+import losses
 import newt
 import run_folder
 from buffer import Batch, Collector, sample_mixed
@@ -103,7 +104,7 @@ def run(setup: Setup, world: World, interruption: command.Interruption) -> None:
 # ---------------------------------------------------------------- learning
 
 
-def learn(r: Run, phase: newt.Phase) -> dict[str, torch.Tensor]:
+def learn(r: Run, phase: losses.Phase) -> dict[str, torch.Tensor]:
     """One update on a batch, half of it demonstrations where both are there."""
     cfg, agent, world = r.setup.cfg, r.agent, r.world
     source = (r.demo, r.online) if phase == "online" else (r.demo, None)

@@ -137,32 +137,34 @@ def simnorm(x: Tensor) -> Tensor:
 
 
 class _MishCPU(torch.autograd.Function):
-    """mish(x) = x tanh(log(1 + e^x)) = x - 2x / ((1 + e^x)^2 + 1): one exponential and cheap arithmetic.
+    """mish(x) = x tanh(log(1 + e^x)) = x - 2x / s with u = 1 + e^x, s = u^2 + 1: one exponential and cheap arithmetic.
 
     4 times faster than F.mish on a CPU, where the activation would otherwise cost more than the matrix products.
+    mish'(x) = 1 - 4 ((u - u^2) x / s + 1/2) / s needs no exponential of its own, so u and s are kept for it.
     Absolute rounding error about 1e-6 for |x| < 10 (inputs are layer-normalised). e^x is cut at x = 20, where mish(x)
-    equals x in float32.
+    equals x in float32: beyond, u^2 would become infinite, and the gradient NaN.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        s = x.clamp(max=20).exp_().add_(1).square_().add_(1)
+        u = x.clamp(max=20).exp_().add_(1)
+        s = u.square().add_(1)
+        ctx.save_for_backward(x, u, s)
         return torch.addcdiv(x, x, s, value=-2)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        # With w = e^x and s = (w + 1)^2 + 1: mish'(x) = 1 + 2 (2 x w (w + 1) / s - 1) / s
-        (x,) = ctx.saved_tensors
-        w = x.clamp(max=20).exp_()
-        u = w + 1
-        w.mul_(u).mul_(x)
-        s = u.square_().add_(1)
-        return w.div_(s).mul_(2).sub_(1).div_(s).mul_(2).add_(1).mul_(grad)
+        x, u, s = ctx.saved_tensors
+        inner = torch.addcmul(u, u, u, value=-1).mul_(x).div_(s).add_(0.5).mul_(grad)
+        return torch.addcdiv(grad, inner, s, value=-4)
 
 
 def mish(x: Tensor) -> Tensor:
-    return _MishCPU.apply(x) if x.device.type == "cpu" else F.mish(x)
+    if x.device.type != "cpu":
+        return F.mish(x)
+    if torch.is_grad_enabled():
+        return _MishCPU.apply(x)
+    return torch.addcdiv(x, x, x.exp().add_(1).square_().add_(1), value=-2)  # an infinite s is right here: x
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

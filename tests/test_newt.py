@@ -11,7 +11,10 @@ import pytest
 import torch
 
 import agent_config
+import losses
 import newt
+import planner
+import world_model as wm
 from buffer import Batch, Buffer
 from command import check_fields
 from newt import Config
@@ -65,7 +68,7 @@ def test_consistency_moves_the_prediction_only():
     """A target with a gradient could be met by an encoder that maps everything to one point."""
     predicted, target = torch.rand(2, 3, 5, 8, generator=torch.Generator().manual_seed(0)).requires_grad_().unbind()
     predicted.retain_grad(), target.retain_grad()
-    newt.consistency_loss(predicted, target, newt.time_weights(2, 0.5))[0].backward()
+    losses.consistency_loss(predicted, target, losses.time_weights(2, 0.5))[0].backward()
     assert predicted.grad.abs().min() > 0 and target.grad is None
 
 
@@ -102,7 +105,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
 def test_two_different_heads_are_drawn():
     g, pairs = torch.Generator().manual_seed(0), set()
     for _ in range(100):
-        noise = newt.draw_update_noise(1, 1, 1, 3, g)
+        noise = losses.draw_update_noise(1, 1, 1, 3, g)
         pairs |= {tuple(noise.heads_td.tolist()), tuple(noise.heads_pi.tolist())}
     assert pairs == {(i, j) for i in range(3) for j in range(3) if i != j}
 
@@ -112,18 +115,18 @@ def test_padding_of_the_batch_changes_nothing():
     clean, dirty = batch(), batch()
     short = clean.task == 1
     dirty.action[:, short, 2:] = 0.7
-    losses = []
+    values = []
     for data in (clean, dirty):
-        noise = newt.draw_update_noise(3, 16, 4, 2, torch.Generator().manual_seed(1))
+        noise = losses.draw_update_noise(3, 16, 4, 2, torch.Generator().manual_seed(1))
         a = agent()
         task = newt.Task(a.emb, a.mask, data.task)
         zs = newt.wm.encode(a.params, data.obs, task)
-        loss, _ = newt.policy_loss(
-            a.params, zs, data.action, task, noise.eps_pi, noise.heads_pi, a.q_scale, newt.time_weights(3, 0.5),
+        loss, _ = losses.policy_loss(
+            a.params, zs, data.action, task, noise.eps_pi, noise.heads_pi, a.q_scale, losses.time_weights(3, 0.5),
             newt.wm.make_bins(101), 0.0,
         )  # fmt: skip
-        losses.append(loss)
-    assert losses[0] == losses[1]
+        values.append(loss)
+    assert values[0] == values[1]
 
 
 def test_imitation_online_is_for_guided_tasks():
@@ -135,9 +138,9 @@ def test_imitation_online_is_for_guided_tasks():
         for data in (batch(), other):
             a = agent(guided=guided)
             z = newt.wm.encode(a.params, data.obs, newt.Task(a.emb, a.mask, data.task)).detach()
-            noise = newt.draw_update_noise(3, 16, 4, 2, torch.Generator().manual_seed(1))
-            rho, bins, task = newt.time_weights(3, 0.5), newt.wm.make_bins(101), newt.Task(a.emb, a.mask, data.task)
-            loss, _ = newt.policy_loss(
+            noise = losses.draw_update_noise(3, 16, 4, 2, torch.Generator().manual_seed(1))
+            rho, bins, task = losses.time_weights(3, 0.5), newt.wm.make_bins(101), newt.Task(a.emb, a.mask, data.task)
+            loss, _ = losses.policy_loss(
                 a.params, z, data.action, task, noise.eps_pi, noise.heads_pi, a.q_scale, rho, bins, 1e-4,
                 CFG.online_bc_coef * a.guided[data.task],
             )  # fmt: skip
@@ -207,23 +210,23 @@ def test_values_at_truncation_and_at_termination(monkeypatch):
 def test_nothing_is_worth_anything_after_the_end():
     """Where a step was the last one the target is its reward, whatever the target network says; elsewhere it isn't."""
     data = batch()._replace(terminated=torch.arange(3 * 16).reshape(3, 16).remainder(2).float())
-    losses = []
+    values = []
     for said in (0.0, 3.0):
         a = agent()
         a.params["q.2.bias"].data += torch.linspace(0, 1, 101)  # not the same loss for every target
         a.params["q_target.2.bias"] += said * torch.arange(101)  # values far above 0
         for part in (data.terminated, torch.ones(3, 16)):
-            noise = newt.draw_update_noise(3, 16, 4, 2, torch.Generator().manual_seed(1))
+            noise = losses.draw_update_noise(3, 16, 4, 2, torch.Generator().manual_seed(1))
             task, whole = newt.Task(a.emb, a.mask, data.task), data._replace(terminated=part)
-            losses.append(newt.model_loss(CFG, a.params, whole, task, a.discount[data.task], noise, "online")[2])
-    half, all_ended, half_more, all_ended_more = (float(metrics["loss/value"]) for metrics in losses)
+            values.append(losses.model_loss(CFG, a.params, whole, task, a.discount[data.task], noise, "online")[2])
+    half, all_ended, half_more, all_ended_more = (float(metrics["loss/value"]) for metrics in values)
     assert all_ended == all_ended_more and half != half_more
 
 
 def test_values_beyond_the_range_are_noticed():
-    assert newt.VALUE_LIMIT == pytest.approx(math.exp(10) - 1)
-    assert newt.largest_value(np.array([1.0, 0, -8]), 0.5) == 8
-    assert newt.largest_value(np.array([2.0, 4, 8]), 0.5) == 8 and newt.largest_value(np.ones(99), 0.9) < 10
+    assert losses.VALUE_LIMIT == pytest.approx(math.exp(10) - 1)
+    assert losses.largest_value(np.array([1.0, 0, -8]), 0.5) == 8
+    assert losses.largest_value(np.array([2.0, 4, 8]), 0.5) == 8 and losses.largest_value(np.ones(99), 0.9) < 10
 
 
 # ---- acting
@@ -369,3 +372,45 @@ def test_an_agent_owns_its_numbers():
     two = newt.create(CFG, ["a", "b"], emb, DIMS, [0.9, 0.9], params=one.params)
     assert len({x.data_ptr() for x in (emb, one.emb, two.emb)}) == 3
     assert not {x.data_ptr() for x in one.params.values()} & {x.data_ptr() for x in two.params.values()}
+
+
+def test_later_decisions_of_an_episode_search_less():
+    """First ones make all iterations, the others only the first few of them: from the same noise, each by itself."""
+    a = agent(replace(CFG, iterations=4, warm_iterations=1, constraint_start=0, constraint_duration=0))
+    with torch.no_grad():  # weights that tell plans apart: a fresh agent's last layers are 0
+        for name, value in a.params.items():
+            value += 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name)))
+    obs, task = torch.randn(5, CFG.obs_dim), torch.tensor([0, 1, 0, 1, 0])
+    warm = torch.rand(5, CFG.horizon, CFG.action_dim) * a.mask[task].unsqueeze(1)
+    first = torch.tensor([True, False, False, True, False])
+    plan = newt.act(a, obs, task, warm, first, generator=torch.Generator().manual_seed(3))
+    for iterations, rows in ((4, first), (1, ~first)):
+        settings = newt.plan_settings(a.cfg)
+        num_q = len(a.params["q.0.weight"])
+        noise = planner.draw_noise(settings, 5, CFG.action_dim, num_q, torch.Generator().manual_seed(3))
+        z = wm.encode(a.params, obs, wm.Task(a.emb[task], a.mask[task], torch.arange(5)))
+        want = newt.decide(
+            a.params, a.emb[task], a.mask[task], z, warm, first, a.discount[task], noise,
+            torch.zeros(5), settings._replace(iterations=iterations), CFG.num_bins, CFG.elite,
+        )  # fmt: skip
+        for got, expected in zip(plan, want, strict=True):
+            torch.testing.assert_close(got[rows], expected[rows], rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(plan.mean[~rows], want.mean[~rows])
+
+
+def test_an_update_that_is_not_finite_is_left_out_on_the_device():
+    """What a GPU does without being waited for, here without the question that a CPU asks at once: weights, moments
+    and their counts stay to the last bit; and Adam's own clipping is clipping to a norm."""
+    for bad in (math.nan, math.inf):
+        weight = torch.tensor([3.0, 4.0], requires_grad=True)
+        optim = torch.optim.Adam([weight], lr=0.1, fused=True)
+        (weight * torch.tensor([3.0, -4.0])).sum().backward()  # a gradient of norm 5
+        optim.grad_scale, optim.found_inf = torch.tensor(2.0), torch.tensor(0.0)
+        optim.step()
+        assert optim.state[weight]["exp_avg"].tolist() == pytest.approx([0.15, -0.2])  # 0.1 * gradient / 2
+        before = [weight.detach().clone(), *(value.clone() for value in optim.state[weight].values())]
+        weight.grad = torch.tensor([bad, 1.0])
+        optim.grad_scale, optim.found_inf = torch.tensor(bad), torch.tensor(1.0)
+        optim.step()
+        after = [weight.detach(), *optim.state[weight].values()]
+        assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))

@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import envs
+import losses
 import newt
 import planner
 import world_model as wm
@@ -97,9 +98,9 @@ def make_agent(**settings) -> newt.Agent:
     return newt.create(replace(CFG, **settings), list("abcd"), DATA["task.emb"], dims, discounts, params=PARAMS)
 
 
-def make_batch(step: int) -> tuple[Batch, newt.UpdateNoise]:
+def make_batch(step: int) -> tuple[Batch, losses.UpdateNoise]:
     b = group(f"batches.step{step}.")
-    noise = newt.UpdateNoise(b["eps_td"], b["eps_bc"], b["eps_pi"], heads_td=b["qidx_td"], heads_pi=b["qidx_pi"])
+    noise = losses.UpdateNoise(b["eps_td"], b["eps_bc"], b["eps_pi"], heads_td=b["qidx_td"], heads_pi=b["qidx_pi"])
     return Batch(b["obs"], b["action"], b["reward"], b["task"]), noise
 
 
@@ -142,12 +143,12 @@ def test_math_log_std():
 
 
 def test_math_rho():
-    close(newt.time_weights(3, CFG.rho), "math.rho")
+    close(losses.time_weights(3, CFG.rho), "math.rho")
 
 
 def test_math_masked_bc():
     action = DATA["math.masked_bc.pi_action"]
-    close(newt.imitation_error(Policy(action, action, action, action), BATCH.action, MASK), "math.masked_bc.loss")
+    close(losses.imitation_error(Policy(action, action, action, action), BATCH.action, MASK), "math.masked_bc.loss")
 
 
 def test_math_discount():
@@ -163,8 +164,8 @@ def test_math_discount():
 def test_math_scale(batch):
     scale, values = torch.tensor(1.0), []
     for x, (low, high) in zip(DATA[f"math.scale.{batch}.x"], DATA[f"math.scale.{batch}.percentiles"], strict=True):
-        torch.testing.assert_close(newt.update_scale(scale, x, tau=1.0), (high - low).clamp(min=1))
-        scale = newt.update_scale(scale, x, CFG.tau)
+        torch.testing.assert_close(losses.update_scale(scale, x, tau=1.0), (high - low).clamp(min=1))
+        scale = losses.update_scale(scale, x, CFG.tau)
         values.append(scale)
     close(torch.stack(values), f"math.scale.{batch}.value")
 
@@ -263,7 +264,8 @@ MODEL_COLUMNS = ("loss/consistency", "loss/reward", "loss/value", "loss/model")
 def model_loss(td_target: str, phase: str) -> tuple[newt.Agent, Tensor, dict[str, Tensor]]:
     """zs, metrics, and an agent whose parameters carry the gradients of the model loss."""
     agent = make_agent(td_target=td_target)
-    loss, zs, metrics = newt.model_loss(agent.cfg, agent.params, BATCH, TASK, agent.discount[BATCH.task], NOISE, phase)
+    discount = agent.discount[BATCH.task]
+    loss, zs, metrics = losses.model_loss(agent.cfg, agent.params, BATCH, TASK, discount, NOISE, phase)
     loss.backward()
     return agent, zs.detach(), metrics
 
@@ -272,9 +274,9 @@ def model_loss(td_target: str, phase: str) -> tuple[newt.Agent, Tensor, dict[str
 def policy_loss(scale: str) -> tuple[newt.Agent, dict[str, Tensor]]:
     """Metrics, and an agent whose parameters carry the gradients of the online policy loss."""
     agent = make_agent()
-    loss, metrics = newt.policy_loss(
+    loss, metrics = losses.policy_loss(
         agent.params, DATA["losses.ema.zs"], BATCH.action, TASK, NOISE.eps_pi, NOISE.heads_pi,
-        torch.tensor(float(scale)), newt.time_weights(3, CFG.rho), BINS, CFG.entropy_coef,
+        torch.tensor(float(scale)), losses.time_weights(3, CFG.rho), BINS, CFG.entropy_coef,
     )  # fmt: skip
     loss.backward()
     return agent, metrics
@@ -294,7 +296,7 @@ def relative_error(got: Tensor, wanted: Tensor) -> float:
 
 @pytest.mark.parametrize("prefix", TD_TARGETS)
 def test_td_target(prefix):
-    z, td = newt.td_target(
+    z, td = losses.td_target(
         PARAMS, BATCH.obs[1:], BATCH.reward, make_agent().discount[BATCH.task], TASK, NOISE.eps_td, NOISE.heads_td,
         BINS, TD_TARGETS[prefix],
     )  # fmt: skip
@@ -319,22 +321,22 @@ def test_model_loss_per_step(prefix):
     rewards, values = wm.reward(PARAMS, zs[:3], action, TASK), wm.q(PARAMS, zs[:3], action, TASK)
     steps = torch.eye(3)
     z_next, td = DATA["losses.ema.encoded_next"], DATA[f"losses.{prefix}.td_target"]
-    consistency = [newt.consistency_loss(zs[1:], z_next, rho)[0] for rho in steps]
+    consistency = [losses.consistency_loss(zs[1:], z_next, rho)[0] for rho in steps]
     close(torch.stack(consistency), "losses.ema.consistency_t")
-    reward = [newt.reward_loss(rewards, BATCH.reward, rho, BINS)[0] for rho in steps]
+    reward = [losses.reward_loss(rewards, BATCH.reward, rho, BINS)[0] for rho in steps]
     close(torch.stack(reward), "losses.ema.reward_ce_t")
-    per_head = [[newt.value_loss(head.unsqueeze(0), td, rho, BINS)[0] for rho in steps] for head in values]
+    per_head = [[losses.value_loss(head.unsqueeze(0), td, rho, BINS)[0] for rho in steps] for head in values]
     close(torch.tensor(per_head), f"losses.{prefix}.value_ce_qt")
 
 
 def test_bc_loss():
     policy = wm.pi(PARAMS, DATA["losses.ema.zs"][:3], TASK, NOISE.eps_bc)
     entropy, scaled = wm.entropy(policy, MASK)
-    close(newt.imitation_error(policy, BATCH.action, MASK), "losses.ema.pretrain.bc_loss")
+    close(losses.imitation_error(policy, BATCH.action, MASK), "losses.ema.pretrain.bc_loss")
     close(entropy, "losses.ema.pretrain.pi_entropy")
     close(scaled, "losses.ema.pretrain.pi_scaled_entropy")
     close(-CFG.entropy_coef * scaled, "losses.ema.pretrain.entropy_loss")
-    loss, _ = newt.bc_loss(policy, BATCH.action, MASK, DATA["math.rho"][:3], CFG.entropy_coef)
+    loss, _ = losses.bc_loss(policy, BATCH.action, MASK, DATA["math.rho"][:3], CFG.entropy_coef)
     close(loss, "losses.ema.pretrain.pi_prior_loss")
 
 
@@ -350,7 +352,7 @@ def test_policy_loss(scale):
     entropy, scaled = wm.entropy(policy, MASK)
     close(entropy, f"{name}.entropy")
     close(scaled, f"{name}.scaled_entropy")
-    error = newt.imitation_error(Policy(*(v[:3] for v in policy)), BATCH.action, MASK)
+    error = losses.imitation_error(Policy(*(v[:3] for v in policy)), BATCH.action, MASK)
     close((DATA["math.rho"][:3, None] * error).sum(0).mean(), f"{name}.pi_prior_loss")
     close(policy.log_std.exp().mean(), f"{name}.pi_std")  # masked dims count as 1, as published
     close(policy.log_std.exp().max(), f"{name}.pi_max_std")

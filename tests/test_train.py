@@ -25,6 +25,7 @@ import checkpoint
 import demo_format
 import envs
 import eval as evaluation
+import losses
 import newt
 import prepare
 import run_folder
@@ -528,7 +529,7 @@ def test_a_loss_that_is_not_a_number_keeps_the_last_checkpoint(finished, tmp_pat
     shutil.copytree(finished[0] / "demos", tmp_path / "demos")
     monkeypatch.chdir(tmp_path)
     kept = snapshot(tmp_path / "whole" / "checkpoints")
-    model_loss = newt.model_loss
+    model_loss = losses.model_loss
 
     def bad(*args):
         loss, zs, metrics = model_loss(*args)
