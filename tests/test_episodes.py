@@ -26,7 +26,7 @@ def an_agent(tasks: list[str], **sizes) -> newt.Agent:
     g, rows = torch.Generator().manual_seed(0), [envs.TASKS[name] for name in tasks]
     emb = torch.randn(len(tasks), 384, generator=g)
     agent = newt.create(newt.Config(**sizes), tasks, emb, [r.action_dim for r in rows], [r.discount for r in rows])
-    for name, value in agent.params.items():
+    for value in agent.params.values():
         if not value.any():
             value.data.normal_(0, 0.1, generator=g)
     return agent
