@@ -18,6 +18,7 @@ Test: pytest tests/test_eval.py tests/test_eval_command.py
 """
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -85,6 +86,7 @@ import evaluation_file
 import language
 import newt
 import open_loop
+import report
 from command import run
 from envs.vector import episode_seed
 from episodes import Player, Results, evaluate
@@ -258,13 +260,32 @@ def main(cfg: Eval) -> None:
         command.try_file(cfg.json)
     if cfg.video:
         command.try_folder(cfg.video)
+    if cfg.run and not cfg.report:
+        raise ValueError("--run is for the page of --report, which shows its curves")
+    if cfg.report:
+        report.require_ours(cfg.report, tuple(path for path in (cfg.json, cfg.video) if path))
+        command.try_folder(cfg.report)
+        if cfg.run:
+            report.read_curves(cfg.run)
     envs.require_real_assets(cfg.require_real_assets)
-    for ckpt in ckpts:
-        one(cfg, ckpt, cfg.json)
+    agents = [agent_file.load(ckpt, seed=cfg.seed)[0] for ckpt in ckpts[1:]]  # the first one is about to be
+    for ckpt, agent in zip(ckpts[1:], agents, strict=True):
+        told(agent, tasks_of(agent, cfg.tasks, ckpt, others=True), cfg.instruction, ckpt)
+    del agents
+    evaluated = []
+    for i, ckpt in enumerate(ckpts):
+        if cfg.report:
+            cfg.report.mkdir(parents=True, exist_ok=True)
+        kept = cfg.json or (report.file_of(cfg.report, ckpt) if cfg.report else None)
+        evaluated.append(one(cfg if i == 0 else replace(cfg, video=None), ckpt, kept))
+    if cfg.report:
+        for ckpt, held in zip(ckpts, evaluated, strict=True):
+            evaluation_file.save(report.file_of(cfg.report, ckpt), held)
+        print(f"page  {report.write(cfg.report, evaluated, cfg.video, cfg.run)}")
 
 
-def one(cfg: Eval, ckpt: Path, path: Path | None) -> None:
-    """Evaluate one checkpoint: its file, its table, its films."""
+def one(cfg: Eval, ckpt: Path, path: Path | None) -> dict:
+    """Evaluate one checkpoint: its file, its table, its films. -> what the file holds"""
     agent, meta = agent_file.load(ckpt, pick_device(cfg.device), cfg.seed)
     share_cores(agent.cfg.size)
     step, tasks = meta["step"], tasks_of(agent, cfg.tasks, ckpt, others=True)
@@ -300,8 +321,11 @@ def one(cfg: Eval, ckpt: Path, path: Path | None) -> None:
             record(with_way(agent, ways[name]), [name], film, cfg.seed, step, ways[name] != "off", looks[0])
         except Exception as error:  # costs this film, not the others
             failed.append(f"{name}: {error}")
-    if failed:
+    if failed and not cfg.report:
         raise RuntimeError("no film of " + "; ".join(failed))
+    for line in failed:  # the page is written all the same
+        print(f"no film of {line}", file=sys.stderr)
+    return held
 
 
 def results_of(

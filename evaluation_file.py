@@ -2,8 +2,8 @@
 
     {"newt_evaluation": 1, "ckpt": path, "step": environment steps trained, "settings": {"agent": sha256 of the
      checkpoint, "seed", "planner", "instruction"}, "planner": {task: way it decided}, "about": {task: {"suite",
-     "sentence", "unseen", "stand_in", "random", "demonstrated": scores}}, "tasks": {task: [episode, ...]},
-     "open_loop": {K: {task: [episode, ...]}}}
+     "sentence", "unseen", "stand_in", "success_defined", "random", "demonstrated": scores}}, "tasks": {task: [episode,
+     ...]}, "open_loop": {K: {task: [episode, ...]}}}
 
 An episode has the fields of episodes.Episode. JSON has no NaN: what isn't defined is null. Files are complete or
 absent. One that was begun with other settings is refused: numbers of two evaluations must not end up in one table.
@@ -23,7 +23,8 @@ from open_loop import ERRORS
 
 VERSION = 1
 WORDS = {"agent": "the checkpoint", "seed": "--seed", "planner": "--planner", "instruction": "--instruction"}
-ABOUT = {"suite": str, "sentence": str, "unseen": bool, "stand_in": bool, "random": float, "demonstrated": float}
+ABOUT = {"suite": str, "sentence": str, "unseen": bool, "stand_in": bool, "success_defined": bool, "random": float,
+         "demonstrated": float}  # fmt: skip
 
 
 def new(ckpt: Path, step: int, seed: int, planner: str, instruction: str | None) -> dict:
@@ -35,8 +36,9 @@ def new(ckpt: Path, step: int, seed: int, planner: str, instruction: str | None)
 
 def about(name: str, sentence: str, unseen: bool, scores: dict[str, float]) -> dict:
     """What a reader of the file is told about a task, who may not have it. scores: tables.baselines."""
-    row = {"suite": envs.TASKS[name].domain, "sentence": sentence, "unseen": unseen}
-    return row | {"stand_in": envs.label(name) != name, **{key: scores.get(key) for key in ("random", "demonstrated")}}
+    row, beside = envs.TASKS[name], {key: scores.get(key) for key in ("random", "demonstrated")}
+    words = {"suite": row.domain, "sentence": sentence, "unseen": unseen, "stand_in": envs.label(name) != name}
+    return words | {"success_defined": row.success_defined, **beside}
 
 
 def fingerprint(path: Path) -> str:

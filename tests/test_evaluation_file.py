@@ -27,6 +27,7 @@ def a_record(ckpt, **settings) -> dict:
     record = ef.new(ckpt, 1234, **{"seed": 5, "planner": "on", "instruction": None, **settings})
     for name in PLAYED:
         about = {"suite": "metaworld", "sentence": "Arm. Reach.", "unseen": False, "stand_in": False}
+        about["success_defined"] = True
         record["about"][name], record["planner"][name] = about | {"random": 0.1, "demonstrated": None}, "on"
     ef.put(record, PLAYED)
     ef.put(record, {"mw-reach": PLAYED["mw-reach"][1:]}, 8)
