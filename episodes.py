@@ -5,9 +5,9 @@
 Episode k of a task begins in the same state and has noise of its own, from (seed, task, k). Which tasks are evaluated
 besides, how many at once, with how many workers and after how many interruptions changes nothing. The same sums in
 another order would: a matrix product of three environments' rows and one of four differ in their last bits, and after
-a hundred steps in everything. So on a CPU decisions are always made for TOGETHER environments, the last ones' places
-taken by copies. Which Q heads an iteration asks is the same for all at the same step, as in training. A GPU decides
-for all at once: there, numbers are the same to rounding.
+a hundred steps in everything. So on a CPU decisions are always made for the same number of environments (`together`),
+the last ones' places taken by copies. Which Q heads an iteration asks is the same for all at the same step, as in
+training. A GPU decides for all at once: there, numbers are the same to rounding.
 Test: pytest tests/test_episodes.py
 """
 
@@ -31,7 +31,6 @@ from open_loop import Ahead
 
 Policy = Literal["planner", "policy", "random"]
 ENVS_AT_ONCE = 64  # environments held in memory
-TOGETHER = 4  # decided for at once by a core: half the time of one by one, as fast as more (results/README.md)
 UNTIL_FROM = 10  # episodes before any interval is believed to be narrow
 
 
@@ -46,6 +45,14 @@ class Episode(NamedTuple):
 
 
 Results = dict[str, list[Episode]]
+
+
+def together(cfg: newt.Config) -> int:
+    """Environments that a core decides for at once: as many as have 512 plans, at most 4.
+
+    More is no faster. With 128 plans, one by one would take twice as long (results/README.md, Evaluation).
+    """
+    return max(1, min(4, 512 // cfg.num_samples))
 
 
 class Player:
@@ -79,7 +86,7 @@ class Player:
                 action[i, : self.dims[i]] = self.chance[i].uniform(-1, 1, self.dims[i])
         elif rows:
             x, on_cpu = torch.as_tensor(obs, device=self.agent.device), self.agent.device.type == "cpu"
-            size = TOGETHER if on_cpu else len(rows)
+            size = together(self.agent.cfg) if on_cpu else len(rows)
             groups = [rows[i : i + size] for i in range(0, len(rows), size)]
             heads = planner.draw_noise(self.settings, 0, action.shape[1], self.num_q, self.heads).heads
             decided = (self.pool.map if self.pool and on_cpu else map)(lambda g: self.decide(x, g, size, heads), groups)

@@ -236,8 +236,8 @@ def write(folder: Path, records: list[dict], films: Path | None = None, run: Pat
         tasks.append(first | links | {"of": found, "back": back, "words": words})
     looks = []
     for i, record in enumerate(records):
-        results = {int(k): {name: defined(played) for name, played in evaluation_file.episodes(record, int(k)).items()}
-                   for k in sorted(record["open_loop"], key=int)}  # fmt: skip
+        results = {int(k): {name: defined(played) for name, played in evaluation_file.episodes(record, int(k)).items()
+                            if played} for k in sorted(record["open_loop"], key=int)}  # fmt: skip
         common = set.intersection(*({*table} for table in results.values())) if len(results) > 1 else set()
         if common:
             results = {k: {name: table[name] for name in table if name in common} for k, table in results.items()}
