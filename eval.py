@@ -1,21 +1,28 @@
-"""Evaluate a saved agent: return, success and score per task and per suite, as a table, JSON and videos.
+"""Evaluate saved agents: return, success and score per task and per suite, as a table, JSON, films and a page.
 
     python eval.py --ckpt agent.safetensors                              all tasks of the checkpoint, 10 episodes each
     python eval.py --ckpt agent.safetensors --tasks mw-reach --video out/ --planner off
+    python eval.py --ckpt agent.safetensors --tasks heldout              tasks it has never seen: their sentence is read
+    python eval.py --ckpt agent.safetensors --tasks mw-reach --instruction "Push the red puck"
+    python eval.py --ckpt agent.safetensors --episodes 100 --until 0.02 --json r.json      killed? the same goes on
+    python eval.py --ckpt agent.safetensors --open-loop 1,2,4,8        it looks only every so many steps (open_loop.py)
+    python eval.py --ckpt a.safetensors b.safetensors --report out/      a page, out/index.html (report.py)
 
-The checkpoint is one file and holds everything needed: settings, tasks, sentence embeddings, weights. Episode k of a
-task starts from the same state in every evaluation with the same seed, and all noise has its own generator, so the
-same command prints the same numbers and never disturbs a training run.
-Test: pytest tests/test_eval.py
+The checkpoint is one file and holds everything needed: settings, tasks, sentence embeddings, weights. An episode is the
+same in every evaluation with the same seed (episodes.py), and never disturbs a training run. A task that the checkpoint
+was not trained on has a + behind its name. Score is the benchmark's; success is told at the last step, as the benchmark
+has it, and at any step, as most papers on Meta-World do. Intervals are of 95 % (intervals.py). Beside them stand what
+chance and the demonstrations score (results/); what imitation alone does, says --planner off on an agent that was only
+pretrained.
+Test: pytest tests/test_eval.py tests/test_eval_command.py
 """
 
-import json
 import os
-import re
-from collections import defaultdict
+import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import machine
 
@@ -26,23 +33,34 @@ import command
 
 @dataclass(frozen=True)
 class Eval:
-    """Evaluate a checkpoint."""
+    """Evaluate checkpoints."""
 
-    ckpt: Path
-    """checkpoint written by train.py (agent.safetensors)"""
+    ckpt: tuple[Path, ...]
+    """checkpoint written by train.py (agent.safetensors); several, to compare them"""
     tasks: str = ""
-    """tasks to evaluate, all known to the checkpoint: names with commas between, or a suite; default: all of them"""
+    """tasks to evaluate, also such as the checkpoint was not trained on: names with commas between, a suite, heldout,
+    gym:<id> or module:function; default: all of the checkpoint's"""
     episodes: int = 10
     """episodes per task"""
+    until: float = 0.0
+    """fewer, from 10 on, for a task whose score is known to plus or minus this; 0: never"""
     seed: int = 0
     """same seed, same numbers"""
+    instruction: str | None = None
+    """tell the agent this, instead of the sentence of a single task"""
     planner: Literal["on", "off", "auto"] = "on"
     """off: act by the policy prior's mean, without planning (much faster); auto: for each task what did best in a few
     episodes before: no planner, or one of two kinds (elite sample or sure, agent_config.py)"""
+    open_loop: str = ""
+    """look at the observation only every so many steps; with commas between, a table of all these (open_loop.py)"""
     json: Path | None = None
-    """also write the table and every episode to this file"""
+    """keep every finished episode in this file, from which the same command goes on after a kill"""
     video: Path | None = None
-    """also write one mp4 per task into this folder"""
+    """also write one mp4 per task, of its first episode, into this folder"""
+    report: Path | None = None
+    """also write a page with all results into this folder: open its index.html"""
+    run: Path | None = None
+    """a run's folder, whose learning curves the page shows"""
     device: str = "auto"
     """auto, cpu, cuda or mps"""
     workers: int = 0
@@ -51,7 +69,7 @@ class Eval:
     """refuse tasks whose assets are stand-ins here, with the command that downloads the real ones"""
 
 
-RANGES = {"episodes": (1, 10**6), "seed": (0, 2**32 - 1), "workers": (0, 4096)}
+RANGES = {"episodes": (1, 10**6), "until": (0, 1), "seed": (0, 2**32 - 1), "workers": (0, 4096)}
 
 
 if __name__ == "__main__":
@@ -64,20 +82,17 @@ from tqdm import tqdm
 
 import agent_file
 import envs
+import evaluation_file
+import language
 import newt
+import open_loop
+import report
 from command import run
-from envs.vector import VectorEnv
+from envs.vector import episode_seed
+from episodes import Player, Results, evaluate
+from tables import baselines, table
 
-Policy = Literal["planner", "policy", "random"]
 TRIED_EPISODES = 4  # of each way, for --planner auto
-ENVS_AT_ONCE = 64  # environments held in memory and planned for together
-
-
-class Episode(NamedTuple):
-    ret: float  # undiscounted sum of rewards
-    success: float  # at the last step; like score, NaN where a task of one's own doesn't define it
-    score: float  # in [0, 1], at the last step
-    length: int = 0  # agent steps
 
 
 def share_cores(size: str) -> None:
@@ -100,189 +115,42 @@ def pick_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def evaluate(
-    agent: newt.Agent,
-    tasks: list[str],
-    episodes: int,
-    seed: int = 0,
-    policy: Policy = "planner",
-    step: int = 0,
-    workers: int | None = None,
-    title: str = "evaluate",
-) -> dict[str, list[Episode]]:
-    """Run `episodes` whole episodes of every task; many environments at once, tasks of equal length together.
+def record(
+    agent: newt.Agent, tasks: list[str], path: Path, seed: int = 0, step: int = 0, planner: bool = True, look: int = 0
+) -> None:
+    """Episode 0 of each task side by side in a grid, as mp4, with a bar. Those that end early hold their last frame.
 
-    tasks: names known to the agent. step: environment steps trained so far (constrained planning). An episode that says
-    nothing of success, of a task of which another does, had none.
-    """
-    groups = defaultdict(list)
-    for name in tasks:
-        groups[envs.TASKS[name].episode_length].append(name)
-    # Rounds of `copies` episodes of every task at once; what the last round has too many of is dropped.
-    rounds = -(-episodes // max(1, ENVS_AT_ONCE // len(tasks)))
-    copies = -(-episodes // rounds)
-    results: dict[str, list[Episode]] = {name: [] for name in tasks}
-    generator = torch.Generator(device=agent.device).manual_seed(seed)
-    random = np.random.default_rng(seed)
-    total = sum(length * len(group) for length, group in groups.items()) * copies * rounds
-    with tqdm(total=total, desc=title, unit="step", unit_scale=True, leave=False, disable=None) as bar:
-        for length, group in sorted(groups.items()):
-            names = [name for name in group for _ in range(copies)]
-            with VectorEnv(names, seed, workers, agent.cfg.obs_dim, agent.cfg.action_dim) as vector:
-                number = 0
-                while min(len(results[name]) for name in group) < episodes:  # `rounds` times, without faults
-                    obs = vector.reset(episode=number)
-                    played = _play(agent, vector, names, obs, length, policy, step, generator, random, bar)
-                    for name, episode in zip(names, played, strict=True):
-                        results[name] += [episode] if episode else []
-                    number += 1
-    results = {name: played[:episodes] for name, played in results.items()}
-    for name, played in results.items():
-        for field in ("success", "score"):
-            values = [getattr(e, field) for e in played]
-            if not np.isnan(values).all():
-                results[name] = [e._replace(**{field: float(np.nan_to_num(getattr(e, field)))}) for e in results[name]]
-    return results
-
-
-def _play(agent, vector, names, obs, length, policy, step, generator, random, bar) -> list[Episode | None]:
-    """One episode in each environment, of at most `length` steps; None if a fault of the simulator cut it off.
-
-    Where one ends early, the environment goes on with its next one, of which nothing counts.
-    """
-    cfg, device, n = agent.cfg, agent.device, len(names)
-    task = torch.tensor([agent.tasks.index(name) for name in names], device=device)
-    mask = agent.mask[task].cpu().numpy()
-    warm = torch.zeros(n, cfg.horizon, cfg.action_dim, device=device)
-    first, returns, played = torch.ones(n, dtype=torch.bool, device=device), np.zeros(n), [None] * n
-    running = np.ones(n, bool)
-    for t in range(length):
-        if policy == "random":
-            action = random.uniform(-1, 1, (n, cfg.action_dim)).astype(np.float32) * mask
-        else:
-            x = torch.as_tensor(obs, device=device)
-            plan = newt.act(agent, x, task, warm, first, step, use_planner=policy == "planner", generator=generator)
-            action, warm = plan.action.cpu().numpy(), plan.mean
-        result = vector.step(action)
-        obs, returns, first = result.obs, returns + result.reward, torch.as_tensor(result.done | result.dropped)
-        first = first.to(device)
-        for i in np.flatnonzero(running & result.done):
-            played[i] = Episode(*(float(x[i]) for x in (returns, result.success, result.score)), t + 1)
-        running &= ~(result.done | result.dropped)
-        bar.update(n)
-        if not running.any():
-            break
-    bar.update(n * (length - t - 1))
-    return played
-
-
-def summarise(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval (normal approximation; 0 for a single value)."""
-    x = np.asarray(values, dtype=np.float64)
-    return float(x.mean()), float(1.96 * x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else 0.0
-
-
-def mean_of_defined(rows: list) -> np.ndarray:
-    """Mean over the first axis, of those that aren't NaN; NaN where all are."""
-    x = np.asarray(rows, dtype=np.float64)
-    return np.nansum(x, 0) / np.where(np.isnan(x).all(0), np.nan, (~np.isnan(x)).sum(0))
-
-
-def table(results: dict[str, list[Episode]]) -> str:
-    """Per task, per suite and overall, as text. A suite's row is the mean over its tasks.
-
-    What isn't defined is shown as "-" and in no mean. Own tasks may end early, so their episodes' length is shown.
-    """
-    timed = any(":" in name for name in results)
-    width = max([len(envs.label(name)) for name in results] + [len("mean of suites")]) + 2
-    lines = [f"{'task':{width}}{'return':>18}{'success':>16}{'score':>16}" + f"{'length':>16}" * timed]
-    suites = defaultdict(list)
-    for name, episodes in results.items():
-        cells = [summarise([getattr(e, field) for e in episodes]) for field in Episode._fields]
-        row = f"{cells[0][0]:10.1f} ±{cells[0][1]:6.1f}" + "".join(f"{m:9.3f} ±{h:5.3f}" for m, h in cells[1:3])
-        row = re.sub("nan ±.{5}", "  -       ", row) + f"{cells[3][0]:9.1f} ±{cells[3][1]:5.1f}" * timed
-        lines.append(f"{envs.label(name):{width}}{row}")
-        suites[envs.TASKS[name].domain].append(np.array([c[0] for c in cells[:3]]))
-    means = {suite: mean_of_defined(rows) for suite, rows in suites.items()}
-    lines.append("-" * len(lines[0]))
-    for suite, (ret, success, score) in means.items():
-        row = f"{ret:10.1f}        {success:9.3f}       {score:9.3f}"
-        lines.append(f"{f'{suite} ({len(suites[suite])})':{width}}{row.replace('nan', '  -')}")
-    every = mean_of_defined([row for rows in suites.values() for row in rows])
-    row = f"{'':18}{every[1]:9.3f}       {every[2]:9.3f}\n{'mean of suites':{width}}{'':18}{'':16}"
-    row += f"{mean_of_defined([m[2] for m in means.values()]):9.3f}"
-    lines.append(f"{'mean of tasks':{width}}{row.replace('nan', '  -')}")
-    return "\n".join(lines + [envs.STAND_IN_NOTE] * any(envs.label(name) != name for name in results))
-
-
-def compare(stages: dict[str, dict[str, list]]) -> str:
-    """Random policy, after pretraining, after online training side by side: score and return of every task.
-
-    stages: name -> task -> episodes as (return, success, score, length). The rows at the end are means over the
-    tasks of each suite, if there are several, and over all tasks. What isn't defined is shown as "-" and in no mean.
-    """
-    tasks = list(next(iter(stages.values())))
-    width = max(len(envs.label(task)) for task in tasks) + 2
-    timed = any(":" in task for task in tasks)  # own tasks may end early
-    head = f"{'':{width}}" + "".join(
-        f"{what:>{12 * len(stages)}}" for what in ["score (0 to 1)", "return"] + ["length"] * timed
-    )
-    lines = [f"{head}\n{'task':{width}}" + "".join(f"{stage:>12}" for stage in stages) * (2 + timed)]
-    score, ret, success, *length = (
-        {stage: {task: np.mean([e[field] for e in played[task]]) for task in tasks} for stage, played in stages.items()}
-        for field in (2, 0, 1, 3)[: 3 + timed]
-    )
-    for task in tasks:
-        cells = [f"{score[s][task]:12.3f}".replace("nan", "  -") for s in stages]
-        cells += [f"{x[s][task]:12.1f}" for x in (ret, *length) for s in stages]
-        lines.append(f"{envs.label(task):{width}}" + "".join(cells))
-    lines.append("-" * len(lines[-1]))
-    suites = defaultdict(list)
-    for task in tasks:
-        suites[envs.TASKS[task].domain].append(task)
-    for suite, members in suites.items() if len(suites) > 1 else ():
-        means = "".join(f"{mean_of_defined([score[s][task] for task in members]):12.3f}" for s in stages)
-        lines.append(f"{f'{suite} ({len(members)})':{width}}{means.replace('nan', '  -')}")
-    means = "".join(f"{mean_of_defined(list(score[s].values())):12.3f}" for s in stages)
-    lines.append(f"{'mean':{width}}{means.replace('nan', '  -')}")
-    defined = [task for task in tasks if not all(np.isnan(success[s][task]) for s in stages)]
-    judged = [task for task in defined if envs.TASKS[task].success_defined]
-    if judged:
-        means = "".join(f"{mean_of_defined([success[s][task] for task in judged]):12.3f}" for s in stages)
-        means = means.replace("nan", "  -")
-        lines.append(f"{'success':{width}}{means}   (mean over the {len(judged)} tasks that define it)")
-    return "\n".join(lines + [envs.STAND_IN_NOTE] * any(envs.label(task) != task for task in tasks))
-
-
-def record(agent: newt.Agent, tasks: list[str], path: Path, seed: int = 0, step: int = 0, planner: bool = True) -> None:
-    """One episode of each task side by side in a grid, as mp4, with a bar. Those that end early hold their last frame.
-
+    look: steps from one look to the next, open loop.
     Raises RuntimeError, one line, where no OpenGL is installed (the message names the Debian package), and whatever
     simulators and encoders of films raise.
     """
     import imageio.v2 as imageio
 
-    generator = torch.Generator(device=agent.device).manual_seed(seed)
-    clips = []
-    total, title = sum(envs.TASKS[name].episode_length for name in tasks), "film" if len(tasks) > 1 else tasks[0]
-    with tqdm(total=total, desc=title, unit="step", leave=False, disable=None) as bar:
-        for name in tasks:
-            env = envs.make(name, seed, render_mode="rgb_array")
-            obs, _ = env.reset(seed=seed)
-            task = torch.tensor([agent.tasks.index(name)], device=agent.device)
-            warm = torch.zeros(1, agent.cfg.horizon, agent.cfg.action_dim, device=agent.device)
-            first, frames, over = torch.ones(1, dtype=torch.bool, device=agent.device), [], False
-            while not over:
-                frames.append(env.render()[:: 2 if len(tasks) > 1 else 1, :: 2 if len(tasks) > 1 else 1])
-                x = torch.zeros(1, agent.cfg.obs_dim, device=agent.device)
-                x[0, : len(obs)] = torch.as_tensor(obs)
-                plan = newt.act(agent, x, task, warm, first, step, use_planner=planner, generator=generator)
-                warm, first = plan.mean, torch.zeros_like(first)
-                obs, _, *ends, _ = env.step(plan.action[0, : env.action_space.shape[0]].cpu().numpy())
-                over = any(ends)
+    n, small = len(tasks), 2 if len(tasks) > 1 else 1
+    ahead = open_loop.Ahead(agent, tasks, look) if look else None
+    player = Player(agent, tasks, [0] * n, seed, "planner" if planner else "policy", step, ahead=ahead)
+    rows, obs, clips = [], np.zeros((n, agent.cfg.obs_dim), np.float32), [[] for _ in tasks]
+    try:
+        for i, name in enumerate(tasks):
+            rows.append(envs.make(name, seed, render_mode="rgb_array"))
+            first, _ = rows[i].reset(seed=episode_seed(seed, name, 0, 0))
+            obs[i, : len(first)] = first
+        running, title = np.ones(n, bool), "film" if n > 1 else tasks[0]
+        total = max(envs.TASKS[name].episode_length for name in tasks)
+        with tqdm(total=total, desc=title, unit="step", leave=False, disable=None) as bar:
+            while running.any():
+                for i in np.flatnonzero(running):
+                    clips[i].append(rows[i].render()[::small, ::small])
+                action = player(obs, running)
+                for i in np.flatnonzero(running):
+                    seen, _, *ends, _ = rows[i].step(action[i, : rows[i].action_space.shape[0]])
+                    obs[i, : len(seen)] = seen
+                    running[i] = not any(ends)
                 bar.update()
+    finally:
+        for env in rows:
             env.close()
-            clips.append(np.stack(frames))
+    clips = [np.stack(frames) for frames in clips]
     side = int(np.ceil(np.sqrt(len(clips))))
     length, columns = max(map(len, clips)), min(range(side, 2 * side), key=lambda n: (-len(clips) % n, n))  # no gaps
     clips = [np.concatenate([c, np.repeat(c[-1:], length - len(c), 0)]) for c in clips]
@@ -301,23 +169,27 @@ def with_way(agent: newt.Agent, way: str) -> newt.Agent:
     return replace(agent, cfg=replace(agent.cfg, elite=way)) if way in ("sample", "sure") else agent
 
 
-def play(agent: newt.Agent, ways: dict[str, str], episodes: int, seed: int, step: int, workers: int | None) -> dict:
-    """Evaluate each task in a way of its own: one of WAYS, or "on". As `evaluate` does."""
+def play(agent: newt.Agent, ways: dict[str, str], episodes: int, seed: int, step: int, workers: int | None,
+         **how) -> Results:  # fmt: skip
+    """Evaluate each task in a way of its own: one of WAYS, or "on". how: as `evaluate` takes it."""
     results = {}
     for way in dict.fromkeys(ways.values()):
         tasks, policy = [task for task in ways if ways[task] == way], "policy" if way == "off" else "planner"
         title = f"evaluate, planner {way}"
-        results |= evaluate(with_way(agent, way), tasks, episodes, seed, policy, step, workers, title)
+        results |= evaluate(with_way(agent, way), tasks, episodes, seed, policy, step, workers, title, **how)
     return {task: results[task] for task in ways}
 
 
-def choose_ways(agent: newt.Agent, tasks: list[str], seed: int, step: int, workers: int | None) -> dict[str, str]:
+def choose_ways(
+    agent: newt.Agent, tasks: list[str], seed: int, step: int, workers: int | None, **how
+) -> dict[str, str]:
     """The way to decide that each task did best with, by score and then by return, in episodes that begin alike.
 
     Which one is best isn't known beforehand: after demonstrations the policy knows what the model only believes, and a
     policy from scratch may lag far behind its planner (results/README.md, Planning).
     """
-    tried = {way: play(agent, dict.fromkeys(tasks, way), TRIED_EPISODES, seed + 1, step, workers) for way in WAYS}
+    tried = {way: play(agent, dict.fromkeys(tasks, way), TRIED_EPISODES, seed + 1, step, workers, **how)
+             for way in WAYS}  # fmt: skip
 
     def worth(task: str, way: str) -> tuple[float, float]:
         score, ret = (np.mean([getattr(e, field) for e in tried[way][task]]) for field in ("score", "ret"))
@@ -326,62 +198,168 @@ def choose_ways(agent: newt.Agent, tasks: list[str], seed: int, step: int, worke
     return {task: max(WAYS, key=lambda way: worth(task, way)) for task in tasks}
 
 
-def tasks_of(agent: newt.Agent, words: str, ckpt: Path) -> list[str]:
-    """What an agent out of a file is asked to do: the tasks named, or all of its own. ValueError if it cannot."""
+def tasks_of(agent: newt.Agent, words: str, ckpt: Path, others: bool = False) -> list[str]:
+    """What an agent out of a file is asked to do: the tasks named, or all of its own. ValueError if it cannot.
+
+    others: also tasks that it was not trained on; `told` makes an agent of it that is told them.
+    """
     if not words:
         envs.require_named(agent.tasks, "", ckpt)
     tasks = envs.select(words or ",".join(agent.tasks))
     missing = [name for name in tasks if name not in agent.tasks]
-    if missing:
+    if missing and not others:
         raise ValueError(f"{ckpt} was not trained on {', '.join(missing)}; it knows {', '.join(agent.tasks)}")
     for name in tasks:
-        row, dims = envs.TASKS[name], int(agent.mask[agent.tasks.index(name)].sum())
+        row, most = envs.TASKS[name], agent.cfg.action_dim
+        dims = min(row.action_dim, most) if name in missing else int(agent.mask[agent.tasks.index(name)].sum())
         if row.obs_dim > agent.cfg.obs_dim or row.action_dim != dims:
             sizes = f"{agent.cfg.obs_dim} observations and {dims} actions of {name}"
             raise ValueError(f"{ckpt} is for {sizes}, which has {row.obs_dim} and {row.action_dim}")
     return tasks
 
 
+def told(agent: newt.Agent, tasks: list[str], instruction: str | None, ckpt: Path) -> tuple[newt.Agent, dict[str, str]]:
+    """The agent with a row for each of these tasks, and the sentence that it is told of each.
+
+    Those that it was not trained on get sentence, mask and discount of the task table; instruction replaces the words
+    of a single task, trained on or not, behind its embodiment. ValueError, one line, if it can't be told.
+    """
+    if instruction is not None and len(tasks) > 1:
+        raise ValueError(f"--instruction is for a single task, {len(tasks)} are asked for")
+    rows = {name: envs.TASKS[name] for name in tasks}
+    sentences = {name: row.sentence for name, row in rows.items()}
+    if instruction is not None:
+        sentences = {name: f"{row.embodiment}. {instruction}.".replace(" .", "") for name, row in rows.items()}
+    new = [name for name in tasks if name not in agent.tasks or instruction is not None]
+    if not new:
+        return agent, sentences
+    what = "another instruction" if instruction is not None else ", ".join(new[:3]) + ", ..." * (len(new) > 3)
+    if not agent.cfg.task_dim:
+        raise ValueError(f"{ckpt} has no language: it can't be told {what}, only do what it was trained on")
+    if agent.cfg.task_dim != language.DIM:
+        raise ValueError(f"{ckpt} reads embeddings of {agent.cfg.task_dim} numbers, which can't be made here: it can "
+                         f"be evaluated on its own tasks and sentences, not on {what}")  # fmt: skip
+    old = [i for i, name in enumerate(agent.tasks) if name not in new]
+    mask = torch.stack([(torch.arange(agent.cfg.action_dim) < rows[name].action_dim).float() for name in new])
+    added = {
+        "emb": language.embed([sentences[name] for name in new]),
+        "mask": mask,
+        "discount": torch.tensor([rows[name].discount for name in new]),
+        "guided": torch.ones(len(new)),  # as in finetuning: what was learned of acting is in the policy
+    }
+    tables = {key: torch.cat([getattr(agent, key)[old], x.to(agent.device)]) for key, x in added.items()}
+    return replace(agent, tasks=(*(agent.tasks[i] for i in old), *new), **tables), sentences
+
+
 def main(cfg: Eval) -> None:
     command.check_fields(cfg, RANGES)
+    ckpts = (cfg.ckpt,) if isinstance(cfg.ckpt, Path) else cfg.ckpt
+    if cfg.json and len(ckpts) > 1:
+        raise ValueError("--json is for a single checkpoint; of several, --report keeps one in its folder for each")
     if cfg.json:
         command.try_file(cfg.json)
     if cfg.video:
         command.try_folder(cfg.video)
+    if cfg.run and not cfg.report:
+        raise ValueError("--run is for the page of --report, which shows its curves")
+    if cfg.report:
+        report.require_ours(cfg.report, tuple(path for path in (cfg.json, cfg.video) if path))
+        command.try_folder(cfg.report)
+        if cfg.run:
+            report.read_curves(cfg.run)
     envs.require_real_assets(cfg.require_real_assets)
-    agent, meta = agent_file.load(cfg.ckpt, pick_device(cfg.device), cfg.seed)
+    agents = [agent_file.load(ckpt, seed=cfg.seed)[0] for ckpt in ckpts[1:]]  # the first one is about to be
+    for ckpt, agent in zip(ckpts[1:], agents, strict=True):
+        told(agent, tasks_of(agent, cfg.tasks, ckpt, others=True), cfg.instruction, ckpt)
+    del agents
+    evaluated = []
+    for i, ckpt in enumerate(ckpts):
+        if cfg.report:
+            cfg.report.mkdir(parents=True, exist_ok=True)
+        kept = cfg.json or (report.file_of(cfg.report, ckpt) if cfg.report else None)
+        evaluated.append(one(cfg if i == 0 else replace(cfg, video=None), ckpt, kept))
+    if cfg.report:
+        for ckpt, held in zip(ckpts, evaluated, strict=True):
+            evaluation_file.save(report.file_of(cfg.report, ckpt), held)
+        print(f"page  {report.write(cfg.report, evaluated, cfg.video, cfg.run)}")
+
+
+def one(cfg: Eval, ckpt: Path, path: Path | None) -> dict:
+    """Evaluate one checkpoint: its file, its table, its films. -> what the file holds"""
+    agent, meta = agent_file.load(ckpt, pick_device(cfg.device), cfg.seed)
     share_cores(agent.cfg.size)
-    tasks = tasks_of(agent, cfg.tasks, cfg.ckpt)
-    workers, ways = cfg.workers or None, dict.fromkeys(tasks, cfg.planner)
+    step, tasks = meta["step"], tasks_of(agent, cfg.tasks, ckpt, others=True)
+    unseen = {name for name in tasks if name not in agent.tasks}
+    agent, sentences = told(agent, tasks, cfg.instruction, ckpt)
+    shortest = min(envs.TASKS[name].episode_length for name in tasks)
+    looks = open_loop.parse(cfg.open_loop, shortest) if cfg.open_loop else [0]
+    held = evaluation_file.new(ckpt, step, cfg.seed, cfg.planner, cfg.instruction)
+    if path:
+        held = evaluation_file.go_on(path, held)
+    about, known = evaluation_file.about, baselines()
+    held["about"] |= {name: about(name, sentences[name], name in unseen, known[name]) for name in tasks}
+    results = results_of(cfg, agent, step, tasks, looks, held, path)
+
+    title = f"step {step}  {cfg.episodes} episodes per task  seed {cfg.seed}  planner {cfg.planner}"
+    title += f"  up to ±{cfg.until:g}" * bool(cfg.until) + f"  open loop {cfg.open_loop}" * bool(cfg.open_loop)
+    title += f"  {sentences[tasks[0]]!r}" * (cfg.instruction is not None)
+    if len(looks) == 1:
+        print(f"{ckpt}  {title}\n{table(results[looks[0]], unseen)}", flush=True)
+    else:
+        print(f"{ckpt}  {title}\n{open_loop.table(results)}", flush=True)
+        if path:
+            open_loop.plot(results, path.with_suffix(".png"))
+    ways = {name: held["planner"][name] for name in tasks}
     if cfg.planner == "auto":
-        ways = choose_ways(agent, tasks, cfg.seed, meta["step"], workers)
-    results = play(agent, ways, cfg.episodes, cfg.seed, meta["step"], workers)
-    try:
-        if cfg.json:  # before anything is printed, which may fail, too
-            report = {
-                "ckpt": str(cfg.ckpt), "step": meta["step"], "seed": cfg.seed, "planner": ways,
-                "tasks": {  # JSON has no NaN
-                    name: [{k: None if np.isnan(x) else x for k, x in e._asdict().items()} for e in episodes]
-                    for name, episodes in results.items()
-                },
-            }  # fmt: skip
-            cfg.json.write_text(json.dumps(report, indent=1))
-    finally:
-        title = f"step {meta['step']}  {cfg.episodes} episodes per task  seed {cfg.seed}  planner {cfg.planner}"
-        print(f"{cfg.ckpt}  {title}\n{table(results)}", flush=True)
-        if cfg.planner == "auto":
-            groups = {way: [task for task in tasks if ways[task] == way] for way in WAYS}
-            said = "; ".join(f"{way}: {', '.join(group)}" for way, group in groups.items() if group)
-            print(f"planner, by {TRIED_EPISODES} episodes of each before: {said}")
+        groups = {way: [task for task in tasks if ways[task] == way] for way in WAYS}
+        said = "; ".join(f"{way}: {', '.join(group)}" for way, group in groups.items() if group)
+        print(f"planner, by {TRIED_EPISODES} episodes of each before: {said}")
     failed = []
     for name in tasks if cfg.video else ():
         try:
-            path = cfg.video / f"{envs.file_name(name)}.mp4"
-            record(with_way(agent, ways[name]), [name], path, cfg.seed, meta["step"], ways[name] != "off")
+            film = cfg.video / f"{envs.file_name(name)}.mp4"
+            record(with_way(agent, ways[name]), [name], film, cfg.seed, step, ways[name] != "off", looks[0])
         except Exception as error:  # costs this film, not the others
             failed.append(f"{name}: {error}")
-    if failed:
+    if failed and not cfg.report:
         raise RuntimeError("no film of " + "; ".join(failed))
+    for line in failed:  # the page is written all the same
+        print(f"no film of {line}", file=sys.stderr)
+    return held
+
+
+def results_of(
+    cfg: Eval, agent: newt.Agent, step: int, tasks: list[str], looks: list[int], held: dict, path: Path | None
+) -> dict[int, Results]:
+    """Play what is missing of the evaluation that is `held`, which is kept at `path`: steps between looks -> results.
+
+    One bar for all of it.
+    """
+    ways = {name: held["planner"].get(name, cfg.planner) for name in tasks}
+    untried = [name for name in tasks if ways[name] == "auto"]
+    length = {name: envs.TASKS[name].episode_length for name in tasks}
+    before = {k: evaluation_file.episodes(held, k) for k in looks}
+    left = [length[name] * max(0, cfg.episodes - len(before[k].get(name, ()))) for k in looks for name in tasks]
+    left += [length[name] * len(WAYS) * TRIED_EPISODES for name in untried]
+    rest = (cfg.seed, step, cfg.workers or None)
+
+    def keep(results: Results, k: int) -> None:
+        evaluation_file.put(held, results, k)
+        if path:
+            evaluation_file.save(path, held)
+
+    with tqdm(total=sum(left), unit="step", unit_scale=True, leave=False, disable=None) as bar:
+        if untried:
+            ways |= choose_ways(agent, untried, *rest, bar=bar)
+        held["planner"] |= ways
+        how = {"until": cfg.until, "bar": bar}
+        results = {
+            k: play(agent, ways, cfg.episodes, *rest, **how, open_loop=k, done=before[k], keep=partial(keep, k=k))
+            for k in looks
+        }
+    if path:  # also where nothing was missing but words about it
+        evaluation_file.save(path, held)
+    return results
 
 
 if __name__ == "__main__":

@@ -281,6 +281,8 @@ def act(
     explore: bool = False,
     use_planner: bool = True,
     generator: torch.Generator | None = None,
+    noise: planner.Noise | None = None,
+    z: Tensor | None = None,
 ) -> Plan:
     """One action per environment.
 
@@ -290,12 +292,13 @@ def act(
     explore: as published, a random elite's action with noise, whatever `cfg.elite` says: that is for showing what was
     learned. What the model over-estimates has to be tried while learning, or it would never be corrected (cartpole-
     swingup after 5,000 steps: 190 instead of 470 where exploring was sure, too).
+    noise: the caller's, and then all these environments are planned for at a time.  z (B, Z): latents instead of obs's
     On a CPU a few environments are planned at a time: the activations of all of them together would leave the cache.
     Groups run side by side on the cores that torch's own threads leave free (`share_cores` in eval.py).
     """
     cfg, generator = agent.cfg, generator or agent.generator
     tables = Task(agent.emb[task], agent.mask[task], torch.arange(len(task), device=obs.device))
-    z = wm.encode(agent.params, obs, tables)
+    z = wm.encode(agent.params, obs, tables) if z is None else z
     if not use_planner:
         shape = (len(task), cfg.action_dim)
         eps = torch.zeros(shape, device=obs.device)
@@ -306,7 +309,7 @@ def act(
     settings = plan_settings(cfg)
     weight = planner.policy_weight(step, cfg.constraint_start, cfg.constraint_duration) * agent.guided[task]
     num_q = agent.params["q.0.weight"].shape[0]
-    noise = planner.draw_noise(settings, len(task), cfg.action_dim, num_q, generator)
+    together, noise = bool(noise), noise or planner.draw_noise(settings, len(task), cfg.action_dim, num_q, generator)
 
     @torch.no_grad()  # the mode is per thread
     def plan_for(rows: Tensor, settings: planner.Settings, decide: Callable) -> Plan:
@@ -326,7 +329,7 @@ def act(
     if cfg.warm_iterations not in (0, cfg.iterations):
         later = settings._replace(iterations=cfg.warm_iterations)
         groups = [(first.nonzero().squeeze(1), settings, decide), ((~first).nonzero().squeeze(1), later, fast)]
-    if obs.device.type == "cpu":
+    if obs.device.type == "cpu" and not together:
         cores = max(1, CORES // torch.get_num_threads())
         most = max(1, min(CPU_PLAN_ROWS // cfg.num_samples, -(-len(task) // cores)))
         groups = [(part, *how) for rows, *how in groups for part in rows.split(most)]

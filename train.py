@@ -45,10 +45,13 @@ import eval as evaluation
 import losses
 import newt
 import run_folder
+import tables
 from buffer import Batch, Collector, sample_mixed
 from clock import describe
 from distributed import World
 from envs.vector import Step, VectorEnv
+from episodes import Policy, evaluate
+from intervals import interval
 from metrics import plot_curves
 from prepare import Run, prepare, warn_if_clipped
 
@@ -260,21 +263,21 @@ def keep(r: Run, acting: Acting, action: np.ndarray, result: Step) -> None:
 # ---------------------------------------------------------------- measuring, saving, the end
 
 
-def measure(r: Run, policy: evaluation.Policy, episodes: int, title: str) -> dict[str, list[tuple]]:
+def measure(r: Run, policy: Policy, episodes: int, title: str) -> dict[str, list[tuple]]:
     """Evaluate all tasks, each in the process that has it: task -> episodes."""
     cfg, tasks = r.setup.cfg, r.setup.tasks
-    played = evaluation.evaluate(r.agent, r.mine, episodes, cfg.seed, policy, r.step, r.workers, title)
+    played = evaluate(r.agent, r.mine, episodes, cfg.seed, policy, r.step, r.workers, title)
     played = {task: rows for part in distributed.gather(played) for task, rows in part.items()}
     played = {task: played[task] for task in tasks}
     values = {}
     for task, rows in played.items():
         for key in ("ret", "success", "score") + ("length",) * (":" in task):
-            mean, values[f"eval/{task}/{key}_interval"] = evaluation.summarise([getattr(e, key) for e in rows])
-            values[f"eval/{task}/{key}"] = mean
+            found = interval([getattr(e, key) for e in rows], rate=key in ("success", "score"))
+            values[f"eval/{task}/{key}"], values[f"eval/{task}/{key}_interval"] = found.mean, found.half
     scores = [values[f"eval/{task}/score"] for task in tasks]
-    r.log.write(r.step, **values, **{"eval/score": evaluation.mean_of_defined(scores)})
+    r.log.write(r.step, **values, **{"eval/score": tables.mean_of_defined(scores)})
     r.clock.restart()
-    return {task: [tuple(e) for e in rows] for task, rows in played.items()}
+    return {task: [e[:4] for e in rows] for task, rows in played.items()}
 
 
 def save(r: Run, name: str) -> None:
@@ -305,7 +308,7 @@ def show(r: Run) -> None:
     """The table, the curves, the film."""
     folder = r.setup.cfg.folder
     plot_curves(folder / "metrics.jsonl", folder / "curves.png")
-    print(evaluation.compare(r.state.results))
+    print(tables.compare(r.state.results))
     print(f"curves {folder / 'curves.png'}\nagent  {folder / 'agent.safetensors'}")
     try:
         path = folder / "videos" / "final.mp4"

@@ -102,7 +102,7 @@ def share_out(tasks: Sequence[str], workers: int) -> list[list[int]]:
     return [sorted(share) for share in shares]
 
 
-def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode) -> None:
+def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode, alike) -> None:
     """A worker: build its environments, then answer messages until the parent closes the pipe or dies.
 
     Messages: ("ready?",), ("reset", [n episode numbers]), ("step",), ("render", i). Answers: ("ok", frame or None,
@@ -112,7 +112,7 @@ def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode) ->
     if os.name != "posix":
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # see _hidden_from_signals
     views, made, dims, episode, faults = _views(memory, *sizes), {}, {}, {}, []
-    copy = {i: tasks[:i].count(tasks[i]) for i in share}
+    copy = {i: 0 if alike else tasks[:i].count(tasks[i]) for i in share}
 
     def answer(*words) -> None:
         with suppress(ConnectionError):  # nobody listens any more
@@ -255,6 +255,7 @@ class VectorEnv:
 
     tasks             list of str
     finished, dropped (n,) int, episodes that ended and episodes lost to faults so far; what reset() cuts off is neither
+    episode           (n,) int, the number of each environment's present episode
     """
 
     def __init__(
@@ -267,6 +268,7 @@ class VectorEnv:
         make: Callable = envs.make,
         render_mode: str | None = None,
         timeout_s: float = 120,
+        alike: bool = False,
     ):
         """Start the workers and build every environment.
 
@@ -274,6 +276,7 @@ class VectorEnv:
         workers    processes, default one per core, at most one per environment
         make       make(name, seed, render_mode) -> gymnasium.Env; it must be importable by name (not from a script)
         timeout_s  a worker that is silent for so long is replaced
+        alike      episode k of a task is the same in each of its copies: all are the first
         Raises ValueError (no task, sizes below 1, make is not importable); RuntimeError if an environment cannot be
         made, or a worker dies or stays silent in it for BUILD_TIMEOUT_S, twice.
         """
@@ -286,7 +289,7 @@ class VectorEnv:
         self._action_shape, self._timeout_s, self._waiting = (n, action_dim), timeout_s, False
         self._share = share_out(tasks, workers)
         self._every = range(workers)
-        self._episode = np.zeros(n, int)  # number of each environment's current episode
+        self.episode = np.zeros(n, int)  # number of each environment's current one
         self._failures = Counter()  # of each task since it finished an episode
         self._losses = Counter()  # of each worker since it completed a step
         self._pipes, self._processes = {}, {}
@@ -296,7 +299,7 @@ class VectorEnv:
         # Not SharedMemory: its name would have to live on for replacements, and after kill -9 for ever.
         self._memory = context.RawArray(ctypes.c_float, n * (2 * obs_dim + action_dim + 5) + workers)
         self._views = _views(self._memory, *sizes)  # zeros; the padding is never written
-        self._context, self._settings = context, (self.tasks, sizes, seed, make, render_mode)
+        self._context, self._settings = context, (self.tasks, sizes, seed, make, render_mode, alike)
         with self._close_unless_done():
             with light_spawn():
                 try:
@@ -383,14 +386,14 @@ class VectorEnv:
             if not lost:
                 return
             self._start(lost)
-            self._tell(("reset", self._episode.tolist()), lost)
+            self._tell(("reset", self.episode.tolist()), lost)
             answers, lost = self._answers(lost, BUILD_TIMEOUT_S)
 
     def _report(self, i: int, reason: str, ended: list[int], unfinished: np.ndarray) -> None:
         """A fault of environment i (-1: of none) ended the episodes of these. RuntimeError if it was one too many."""
         count = int(unfinished[ended].sum())
         unfinished[ended] = False
-        self._episode[ended] += 1
+        self.episode[ended] += 1
         task, what = self.tasks[i] if i >= 0 else "no task at fault", reason.strip().splitlines()[-1][:200]
         sys.stderr.write(f"{task}: {what}; {count} unfinished episode{'s' * (count != 1)} dropped\n")
         if i >= 0:
@@ -410,12 +413,13 @@ class VectorEnv:
             with suppress(ConnectionError):  # a dead one; _answers will find out
                 self._pipes[worker].send(message)
 
-    def reset(self, episode: int = 0) -> np.ndarray:
-        """Restart all environments, counting their episodes from `episode`, or after a fault the next. -> obs (n, O)"""
+    def reset(self, episode: int | np.ndarray = 0) -> np.ndarray:
+        """Restart all environments, counting their episodes from `episode`, a number for all or of each (n,), or after
+        a fault from the next. -> obs (n, O)"""
         self._require_idle()
         with self._close_unless_done():
-            self._episode[:] = episode
-            self._tell(("reset", self._episode.tolist()), self._every)
+            self.episode[:] = episode
+            self._tell(("reset", self.episode.tolist()), self._every)
             self._repair(*self._answers(self._every, self._timeout_s), unfinished=np.zeros(self.n, bool))
         return self._views["obs"].copy()
 
@@ -451,7 +455,7 @@ class VectorEnv:
                 self._losses[worker] = 0
             for i in np.flatnonzero(done):
                 self._failures[self.tasks[i]] = 0
-            self._episode += done
+            self.episode += done
             unfinished = ~done
             self._repair(answers, lost, unfinished)
         dropped = ~done & ~unfinished

@@ -41,6 +41,7 @@ import envs
 import eval as evaluation
 import newt
 import planner
+import tables
 import world_model as wm
 
 HERE = Path(__file__).parent
@@ -223,7 +224,7 @@ def main(cfg: Planning) -> None:
     base = {row["task"]: row["return"] for row in rows if row["variant"] == cfg.variants[0]}  # the first one's
     for words in cfg.variants:
         own = [row for row in rows if row["variant"] == words]
-        success = evaluation.mean_of_defined([r["success"] for r in own])
+        success = tables.mean_of_defined([r["success"] for r in own])
         gain = np.mean([(r["return"] - base[r["task"]]) / abs(base[r["task"]]) for r in own])
         over = np.mean([r.get("overestimation", np.nan) for r in own])
         print(f"{words:56}{success:9.3f}{np.mean([r['score'] for r in own]):9.3f}{gain:16.4f}{over:17.3f}")

@@ -31,6 +31,7 @@ import newt
 import prepare
 import train_config
 from buffer import Buffer, sample_mixed
+from episodes import evaluate
 
 HERE = Path(__file__).parent
 
@@ -84,7 +85,7 @@ def main(cfg: Pretrain) -> None:
         envs.require_named(agent.tasks, "", cfg.agent)
     else:
         agent = pretrain(cfg, tasks)
-    played = evaluation.evaluate(agent, list(agent.tasks), cfg.episodes, cfg.seed, "policy")
+    played = evaluate(agent, list(agent.tasks), cfg.episodes, cfg.seed, "policy")
     with open(HERE / "random_policy.csv", newline="") as file:
         chance = {row["task"].rstrip("*"): row for row in csv.DictReader(file) if row["policy"] == "random"}
     rows = []

@@ -22,7 +22,8 @@ import envs
 import eval as evaluation
 import language
 import newt
-from eval import Episode
+import tables
+from episodes import Episode
 
 ROOT = Path(evaluation.__file__).parent
 TASKS = ["mw-reach", "mw-drawer-close"]
@@ -53,7 +54,7 @@ def test_one_file_in_another_folder_and_the_same_numbers_twice(ckpt, tmp_path):
     assert done[0].returncode == 0, done[0].stderr
     assert done[0].stdout == done[1].stdout and "step 1234" in done[0].stdout
     report = json.loads((tmp_path / "out.json").read_text())
-    assert list(report["tasks"]) == TASKS and report["seed"] == 5
+    assert list(report["tasks"]) == TASKS and report["settings"]["seed"] == 5
     for name, episodes in report["tasks"].items():
         assert len(episodes) == 3 and len({e["ret"] for e in episodes}) == 3  # each starts from its own state
         mean = np.mean([e["ret"] for e in episodes])
@@ -66,18 +67,18 @@ def test_random_policy_is_what_a_plain_loop_gives(ckpt):
 
     agent, _ = agent_file.load(ckpt)
     played = evaluation.evaluate(agent, ["mw-reach"], 2, seed=7, policy="random", workers=1)["mw-reach"]
-    draws = np.random.default_rng(7).uniform(-1, 1, (100, 2, 16)).astype(np.float32)  # step, environment, action
     for i in range(2):
+        rng = np.random.default_rng(episode_seed(7, "mw-reach", 1, i))
         env = envs.make("mw-reach")
-        env.reset(seed=episode_seed(7, "mw-reach", i, 0))
-        steps = [env.step(draws[t, i, :4]) for t in range(100)]
+        env.reset(seed=episode_seed(7, "mw-reach", 0, i))
+        steps = [env.step(rng.uniform(-1, 1, 4).astype(np.float32)) for _ in range(100)]
         np.testing.assert_allclose(played[i].ret, sum(np.float32(s[1]) for s in steps), rtol=1e-6)
         assert (played[i].success, played[i].score) == (steps[-1][4]["success"], steps[-1][4]["score"])
 
 
 def test_many_episodes_come_in_rounds(ckpt, monkeypatch):
     agent, _ = agent_file.load(ckpt)
-    monkeypatch.setattr(evaluation, "ENVS_AT_ONCE", 4)
+    monkeypatch.setattr("episodes.ENVS_AT_ONCE", 4)
     played = evaluation.evaluate(agent, TASKS, 5, seed=0, policy="policy", workers=1)
     assert {name: len(episodes) for name, episodes in played.items()} == dict.fromkeys(TASKS, 5)
     assert len({e.ret for episodes in played.values() for e in episodes}) == 10
@@ -93,26 +94,23 @@ def test_evaluation_leaves_training_alone(ckpt):
     assert all(torch.equal(agent.params[k], v) for k, v in params.items())
 
 
-def test_summary_by_hand():
-    mean, half = evaluation.summarise([1.0, 2.0, 3.0, 4.0])
-    assert mean == 2.5 and half == pytest.approx(1.96 * (5 / 3) ** 0.5 / 2)
-    assert evaluation.summarise([7.0]) == (7.0, 0.0)
-
-
 def test_tables_by_hand():
     results = {
-        "mw-reach": [Episode(10, 1, 1), Episode(30, 0, 0)],
-        "mw-push": [Episode(5, 1, 1)] * 2,
-        "walker-walk": [Episode(400, 0, 0.4)] * 2,
+        "mw-reach": [Episode(10, 1, 1, 100, 1), Episode(30, 0, 0, 100, 1)],
+        "mw-push": [Episode(5, 1, 1, 100, 1)] * 2,
+        "walker-walk": [Episode(400, 0, 0.4, 500, 0)] * 2,
     }
-    lines = {line.split()[0]: line for line in evaluation.table(results).splitlines() if line.split()}
-    assert lines["mw-reach"].split()[1] == "20.0" and "0.500" in lines["mw-reach"]
-    assert lines["metaworld"].split()[2:] == ["12.5", "0.750", "0.750"]
-    text = evaluation.table(results)
-    assert re.search(r"^mean of tasks .* 0\.633$", text, re.M)  # (0.5 + 1 + 0.4) / 3
-    assert re.search(r"^mean of suites .* 0\.575$", text, re.M)  # (0.75 + 0.4) / 2
+    text = tables.table(results)
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
+    # return and half of Student's interval: 12.706 * sqrt(200) / sqrt(2); success at the end and ever; score
+    assert lines["mw-reach"][1:6] == ["20.0", "±", "127.1", "0.500", "0.09-0.91"]
+    assert lines["mw-reach"][6:9] == ["1.000", "0.500", "0.09-0.91"]
+    assert lines["walker-walk"][4:] == ["-", "-", "0.400", "0.40-0.40", "0.041", "0.891"]  # results/*.csv
+    assert lines["metaworld"][2:4] == ["12.5", "0.750"] and lines["metaworld"][5:7] == ["1.000", "0.750"]
+    assert re.search(r"^mean of tasks +0\.750 \S+ +1\.000 +0\.633 ", text, re.M)  # (0.5 + 1 + 0.4) / 3
+    assert re.search(r"^mean of suites +0\.575 ", text, re.M)  # (0.75 + 0.4) / 2
     stages = {"random": dict.fromkeys(results, [(0, 0, 0)]), "online": results}
-    text = evaluation.compare(stages)
+    text = tables.compare(stages)
     assert re.search(r"^walker-walk +0\.000 +0\.400 +0\.0 +400\.0$", text, re.M)
     assert re.search(r"^metaworld \(2\) +0\.000 +0\.750$", text, re.M)  # (0.5 + 1) / 2
     assert re.search(r"^mean +0\.000 +0\.633$", text, re.M)
@@ -133,8 +131,9 @@ def own():
 def test_episodes_of_own_tasks_end_when_they_end(own):
     played = evaluation.evaluate(own, OWN, 3, policy="random", workers=1)
     nan = np.nan
-    for name, want in zip(OWN, [(7, 0, 0, 7), (5, 0, 0, 5), (5, 0, 0, 5), (4, nan, nan, 4)], strict=True):
-        np.testing.assert_array_equal(played[name], [want] * 3)
+    wanted = [(7, 0, 0, 7, 1), (5, 0, 0, 5, 1), (5, 0, 0, 5, 1), (4, nan, nan, 4, nan)]  # success: the second step's
+    for name, want in zip(OWN, wanted, strict=True):
+        np.testing.assert_array_equal([e[:5] for e in played[name]], [want] * 3)
 
 
 def test_what_is_not_defined_is_null_in_json(own, tmp_path, capsys):
@@ -142,27 +141,29 @@ def test_what_is_not_defined_is_null_in_json(own, tmp_path, capsys):
     cfg = evaluation.Eval(tmp_path / "a.safetensors", OWN[3], 2, planner="off", json=tmp_path / "a.json", workers=1)
     evaluation.main(cfg)
     report = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
-    assert report["tasks"] == {OWN[3]: [{"ret": 4, "success": None, "score": None, "length": 4}] * 2}
-    assert re.search(r"^my_envs:quiet +4\.0 ±   0\.0 +- +- +4\.0 ±  0\.0$", capsys.readouterr().out, re.M)
+    row = {"ret": 4, "success": None, "score": None, "length": 4, "success_any": None, "model_error": None}
+    assert report["tasks"] == {OWN[3]: [row | {"number": i} for i in range(2)]}
+    assert re.search(r"^my_envs:quiet +4\.0 ± +0\.0 +- +- +- +- +- +4\.0 ±  0\.0$", capsys.readouterr().out, re.M)
 
 
 def test_what_is_not_defined_is_shown_as_such():
     results = {OWN[2]: [Episode(10, 1, 1, 7), Episode(30, 0, 0, 9)], OWN[3]: [Episode(5, np.nan, np.nan, 4)] * 2,
                "mw-reach": [Episode(3, 1, 1, 100)] * 2}  # fmt: skip
-    text = evaluation.table(results)
+    text = tables.table(results)
     lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.split()}
-    assert lines["task"] == ["return", "success", "score", "length"] and "nan" not in text
-    assert [word.lstrip("±") for word in lines[OWN[2]] if word != "±"][::2] == ["20.0", "0.500", "0.500", "8.0"]
-    assert [word for word in lines[OWN[3]] if "±" not in word] == ["5.0", "0.0", "-", "-", "4.0", "0.0"]
-    assert re.search(r"^own \(2\) +12\.5 +0\.500 +0\.500$", text, re.M)  # of what is defined
-    assert re.search(r"^mean of tasks +0\.750 +0\.750$", text, re.M)
-    text = evaluation.compare({"random": results, "online": results})
+    assert lines["task"] == "return success any step score random demos length".split() and "nan" not in text
+    rate = ["0.500", "0.09-0.91"]
+    assert lines[OWN[2]] == ["20.0", "±", "127.1", *rate, "-", *rate, "-", "-", "8.0", "±", "12.7"]
+    assert [word for word in lines[OWN[3]] if word != "±"] == ["5.0", "0.0", "-", "-", "-", "-", "-", "4.0", "0.0"]
+    assert re.search(r"^own \(2\) +12\.5 +0\.500 \S+ +- +0\.500 ", text, re.M)  # of what is defined
+    assert re.search(r"^mean of tasks +0\.750 \S+ +- +0\.750 ", text, re.M)
+    text = tables.compare({"random": results, "online": results})
     assert re.search(r"^my_envs:quiet +- +- +5\.0 +5\.0 +4\.0 +4\.0$", text, re.M) and "nan" not in text
     assert re.search(r"^mean +0\.750 +0\.750$", text, re.M)
     assert re.search(r"^success +0\.750 +0\.750 +\(mean over the 2 tasks", text, re.M)
     alone = {OWN[3]: results[OWN[3]]}
-    assert "nan" not in evaluation.table(alone) + evaluation.compare({"online": alone})
-    assert "length" not in evaluation.table({"mw-reach": results["mw-reach"]})
+    assert "nan" not in tables.table(alone) + tables.compare({"online": alone})
+    assert "length" not in tables.table({"mw-reach": results["mw-reach"]})
 
 
 def test_video(tmp_path):
@@ -239,7 +240,6 @@ def check_refused(folder: Path, code: int, out: str, err: str, message: str) -> 
         ("--ckpt good.safetensors --seed -1", "seed must be at least 0"),
         ("--ckpt nowhere.safetensors", "no checkpoint at nowhere.safetensors"),
         ("--ckpt half.safetensors", "not a complete safetensors file"),
-        ("--ckpt good.safetensors --tasks mw-push", "was not trained on mw-push"),
         ("--ckpt good.safetensors --tasks mw-pusch", "did you mean mw-push"),
         ("--ckpt good.safetensors --episodes 0", "episodes must be at least 1"),
         ("--ckpt good.safetensors --json missing/out.json", "missing"),
@@ -261,7 +261,7 @@ def test_results_are_on_disk_before_they_are_printed_and_films_cost_only_themsel
     ckpt, tmp_path, monkeypatch, capsys
 ):
     episodes = {name: [Episode(1.0, 1.0, 0.5, 100)] for name in TASKS}
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_: episodes)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, keep, **__: keep(episodes) or episodes)
     report = tmp_path / "r.json"
 
     def no_printer(*_, **__):
@@ -289,7 +289,7 @@ def test_results_are_on_disk_before_they_are_printed_and_films_cost_only_themsel
 
 
 def test_the_json_is_tried_first(ckpt, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("hours of work"))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("hours of work"))
     for cfg in (evaluation.Eval(ckpt, json=tmp_path), evaluation.Eval(ckpt, video=ckpt)):
         with pytest.raises(OSError, match="^cannot write "):
             evaluation.main(cfg)
@@ -304,7 +304,7 @@ def test_auto_takes_the_way_that_did_best(ckpt, tmp_path, monkeypatch, capsys):
     }
     asked = []
 
-    def evaluate(agent, tasks, episodes, seed, policy, step, workers, title):
+    def evaluate(agent, tasks, episodes, seed, policy, step, workers, title, **_):
         way = "off" if policy == "policy" else agent.cfg.elite
         asked.append((way, tuple(tasks), episodes, seed))
         return {task: [Episode(said[way][task][0], 0.0, said[way][task][1], 100)] * episodes for task in tasks}
