@@ -26,7 +26,7 @@ import world_model as wm
 from buffer import write_atomically
 
 FORMAT_VERSION = 1
-YOUNGER = {"caution"}  # settings that files of this format may lack; their defaults change nothing for such agents
+YOUNGER = {"caution", "warm_iterations"}  # settings that files of this format may lack; their defaults change nothing for such agents
 STEPS = (0, 10**15)  # range of the header's step
 TABLES = {"task_emb": "emb", "action_mask": "mask", "discount": "discount", "guided": "guided", "q_scale": "q_scale"}
 NAME = re.compile(r"(?!.*\.\.)[\w-](?:[\w.-]*|[\w.-]*:[\w./:-]+)")  # walker-walk, gym:my_envs:lab/Reach-v0; no paths
