@@ -43,6 +43,8 @@ class Eval:
     """also write the table and every episode to this file"""
     video: Path | None = None
     """also write one mp4 per task into this folder"""
+    image_weights: Path | None = None
+    """weights of dinov2, for agents that see with it (vision.py)"""
     device: str = "auto"
     """auto, cpu, cuda or mps"""
     workers: int = 0
@@ -65,8 +67,8 @@ from tqdm import tqdm
 import agent_file
 import envs
 import newt
+import observe
 from command import run
-from envs.vector import VectorEnv
 
 Policy = Literal["planner", "policy", "random"]
 TRIED_EPISODES = 4  # of each way, for --planner auto
@@ -128,7 +130,7 @@ def evaluate(
     with tqdm(total=total, desc=title, unit="step", unit_scale=True, leave=False, disable=None) as bar:
         for length, group in sorted(groups.items()):
             names = [name for name in group for _ in range(copies)]
-            with VectorEnv(names, seed, workers, agent.cfg.obs_dim, agent.cfg.action_dim) as vector:
+            with observe.environments(agent, names, seed, workers, blind=policy == "random") as vector:
                 number = 0
                 while min(len(results[name]) for name in group) < episodes:  # `rounds` times, without faults
                     obs = vector.reset(episode=number)
@@ -267,15 +269,14 @@ def record(agent: newt.Agent, tasks: list[str], path: Path, seed: int = 0, step:
     total, title = sum(envs.TASKS[name].episode_length for name in tasks), "film" if len(tasks) > 1 else tasks[0]
     with tqdm(total=total, desc=title, unit="step", leave=False, disable=None) as bar:
         for name in tasks:
-            env = envs.make(name, seed, render_mode="rgb_array")
+            env = envs.make(name, seed, render_mode="rgb_array", frames=agent.cfg.frames if agent.eyes else "full")
             obs, _ = env.reset(seed=seed)
             task = torch.tensor([agent.tasks.index(name)], device=agent.device)
             warm = torch.zeros(1, agent.cfg.horizon, agent.cfg.action_dim, device=agent.device)
             first, frames, over = torch.ones(1, dtype=torch.bool, device=agent.device), [], False
             while not over:
                 frames.append(env.render()[:: 2 if len(tasks) > 1 else 1, :: 2 if len(tasks) > 1 else 1])
-                x = torch.zeros(1, agent.cfg.obs_dim, device=agent.device)
-                x[0, : len(obs)] = torch.as_tensor(obs)
+                x = observe.padded(agent, env, obs)
                 plan = newt.act(agent, x, task, warm, first, step, use_planner=planner, generator=generator)
                 warm, first = plan.mean, torch.zeros_like(first)
                 obs, _, *ends, _ = env.step(plan.action[0, : env.action_space.shape[0]].cpu().numpy())
@@ -336,7 +337,7 @@ def tasks_of(agent: newt.Agent, words: str, ckpt: Path) -> list[str]:
         raise ValueError(f"{ckpt} was not trained on {', '.join(missing)}; it knows {', '.join(agent.tasks)}")
     for name in tasks:
         row, dims = envs.TASKS[name], int(agent.mask[agent.tasks.index(name)].sum())
-        if row.obs_dim > agent.cfg.obs_dim or row.action_dim != dims:
+        if (row.obs_dim > agent.cfg.obs_dim and agent.cfg.obs != "rgb") or row.action_dim != dims:
             sizes = f"{agent.cfg.obs_dim} observations and {dims} actions of {name}"
             raise ValueError(f"{ckpt} is for {sizes}, which has {row.obs_dim} and {row.action_dim}")
     return tasks
@@ -352,6 +353,8 @@ def main(cfg: Eval) -> None:
     agent, meta = agent_file.load(cfg.ckpt, pick_device(cfg.device), cfg.seed)
     share_cores(agent.cfg.size)
     tasks = tasks_of(agent, cfg.tasks, cfg.ckpt)
+    agent.eyes = observe.open_eyes(agent.cfg, cfg.image_weights, agent.device)
+    observe.try_frames(agent.cfg, tasks)
     workers, ways = cfg.workers or None, dict.fromkeys(tasks, cfg.planner)
     if cfg.planner == "auto":
         ways = choose_ways(agent, tasks, cfg.seed, meta["step"], workers)

@@ -17,7 +17,7 @@ by kill -9, and the shared memory is a file without a name, whose descriptor the
 Faults: an environment that raises or gives numbers that are not finite is made anew by its worker; a worker that dies
 or stays silent is replaced, with all its environments. What was begun is lost (`Step.dropped`), the next episode begins
 at once, and one line on stderr says so. A task that fails MAX_FAILURES times before it finishes an episode ends it all.
-Test: pytest tests/test_vector.py
+Test: pytest tests/test_vector.py tests/test_frames.py
 """
 
 import ctypes

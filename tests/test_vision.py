@@ -185,7 +185,7 @@ def test_dinov2_is_the_independent_implementation(side):
 
 
 def test_positions_keep_the_class_and_are_bicubic():
-    """A plane is nearly its own bicubic interpolation, away from the edges; Meta's scale factor would shift it by 0.2."""
+    """A plane is nearly its own bicubic interpolation inside; Meta's scale factor would shift it by up to 0.2."""
     n, rows = 37, 16
     y, x = torch.meshgrid(torch.arange(n) + 0.5, torch.arange(n) + 0.5, indexing="ij")
     table = torch.cat([torch.full((1, 1, 2), 7.0), torch.stack([y, x], -1).reshape(1, -1, 2)], 1)
