@@ -186,8 +186,9 @@ def test_agents_of_states_have_the_plain_vector_and_nothing_of_images():
 # ---- the programs ----
 
 RUN = ["--tasks", TASK, "--preset", "laptop", "--demos", "none", "--steps", "420", "--eval-every", "200",
-       "--eval-episodes", "1", "--final-episodes", "1", "--batch-size", "8", "--num-samples", "16", "--num-elites", "4", "--num-pi", "4",
-       "--iterations", "1", "--workers", "1", "--compile", "off", "--buffer-steps", "2000", "--utd", "0.1"]  # fmt: skip
+       "--eval-episodes", "1", "--final-episodes", "1", "--batch-size", "8", "--num-samples", "16",
+       "--num-elites", "4", "--num-pi", "4", "--iterations", "1", "--workers", "1", "--compile", "off",
+       "--buffer-steps", "2000", "--utd", "0.1"]  # fmt: skip
 
 
 def program(*words: str, **options) -> subprocess.CompletedProcess:
