@@ -6,7 +6,11 @@ Test: pytest tests/test_newt.py
 from dataclasses import dataclass
 from typing import Literal
 
+import tyro
+
 from command import check_fields
+
+FEATURES = 768  # numbers of an image's feature, of every encoder (vision.py)
 
 
 @dataclass(frozen=True)
@@ -15,8 +19,17 @@ class Config:
 
     size: Literal["XS", "S", "B", "L", "XL"] = "L"
     """network size: S, B, L, XL as published (2, 5, 20, 80 million parameters); XS for laptops (0.6 million)"""
+    obs: Literal["state", "rgb", "state+rgb"] = "state"
+    """what the agent observes: the simulator's state, a frozen encoder's feature of a frame, or both (published)"""
     obs_dim: int = 128
-    """observations are zero-padded to this many numbers; the largest of the 200 tasks has 128"""
+    """states are zero-padded to this many numbers; the largest of the 200 tasks has 128. Without states: 0"""
+    image_encoder: Literal["lite0", "dinov2"] = "lite0"
+    """frozen network that makes features of frames: lite0, which is installed, or dinov2 (published), for which
+    --image-weights is needed"""
+    image_hash: tyro.conf.Suppress[str] = ""
+    """fingerprint of that network's weights; found out, not given"""
+    frames: Literal["fast", "full"] = "fast"
+    """how MuJoCo draws for the encoder; fast: without shadows, reflections and multisampling, ten times cheaper"""
     action_dim: int = 16
     """actions are padded to this many numbers; the largest of the 200 tasks has 12"""
     task_dim: int = 384
@@ -81,10 +94,25 @@ class Config:
     constraint_duration: int = 10_000_000
     """environment steps over which that pull goes from 1 to 0"""
 
+    @property
+    def feature_dim(self) -> int:
+        """Numbers of an observation that are an image's feature; they come last."""
+        return 0 if self.obs == "state" else FEATURES
+
+    @property
+    def input_dim(self) -> int:
+        """Numbers of an observation: state, then feature."""
+        return self.obs_dim + self.feature_dim
+
+    @property
+    def features(self) -> str:
+        """Which features it reads, in words: only the same ones mean the same."""
+        return f"{self.image_encoder} {self.image_hash} {self.frames}" if self.feature_dim else ""
+
 
 RANGES = {  # of every number above: smallest and largest value
-    **dict.fromkeys(("obs_dim", "action_dim"), (1, 100_000)),
-    "task_dim": (0, 100_000),
+    "action_dim": (1, 100_000),
+    **dict.fromkeys(("obs_dim", "task_dim"), (0, 100_000)),
     "num_bins": (2, 100_000),
     "batch_size": (1, 1_000_000),
     "horizon": (1, 1000),
@@ -107,6 +135,9 @@ RANGES = {  # of every number above: smallest and largest value
 def check(cfg: Config) -> None:
     """Raise ValueError, one line, for settings that cannot work."""
     check_fields(cfg, RANGES)
+    # One number is left to an agent without states: what tells the end of own tasks (buffer.py).
+    if (cfg.obs == "rgb" and cfg.obs_dim > 1) or (cfg.obs != "rgb" and cfg.obs_dim < 1):
+        raise ValueError(f"obs_dim is {cfg.obs_dim}, which doesn't go with obs {cfg.obs}")
     if not cfg.num_pi < cfg.num_samples or cfg.num_elites > cfg.num_samples:
         raise ValueError(
             f"planning needs num_pi < num_samples and num_elites <= num_samples, got num_pi {cfg.num_pi}, "

@@ -26,7 +26,8 @@ import world_model as wm
 from buffer import write_atomically
 
 FORMAT_VERSION = 1
-YOUNGER = {"caution", "warm_iterations"}  # settings that files of this format may lack; their defaults change nothing for such agents
+# Settings that files of this format may lack; their defaults change nothing for such agents.
+YOUNGER = {"caution", "warm_iterations", "obs", "image_encoder", "image_hash", "frames"}
 STEPS = (0, 10**15)  # range of the header's step
 TABLES = {"task_emb": "emb", "action_mask": "mask", "discount": "discount", "guided": "guided", "q_scale": "q_scale"}
 NAME = re.compile(r"(?!.*\.\.)[\w-](?:[\w.-]*|[\w.-]*:[\w./:-]+)")  # walker-walk, gym:my_envs:lab/Reach-v0; no paths
@@ -59,7 +60,7 @@ def read(path: Path, key: str) -> tuple[dict, dict[str, Tensor]]:
 def misfits(cfg: newt.Config, params: wm.Params) -> list[str]:
     """Names of tensors that are missing, too many, or of another shape or type than these sizes want."""
     with torch.device("meta"):  # shapes without numbers: sizes out of a file must not take memory
-        wanted = wm.init(wm.SIZES[cfg.size], cfg.obs_dim, cfg.action_dim, cfg.task_dim, cfg.num_bins)
+        wanted = wm.init(wm.SIZES[cfg.size], cfg.input_dim, cfg.action_dim, cfg.task_dim, cfg.num_bins)
     wanted, found = ({(name, x.shape, x.dtype) for name, x in tensors.items()} for tensors in (wanted, params))
     return sorted({name for name, *_ in wanted ^ found})
 

@@ -7,6 +7,8 @@ so a slice never crosses an episode border and never shows that NaN. An episode'
 capacity; a new episode evicts the oldest ones it would overlap. Sampling is index arithmetic over a table of episodes:
 no loop over the batch, and the cost does not depend on how much is stored.
 
+An observation may end in the feature of an image, which is kept in an array of its own, as float16.
+
 An episode that was cut off (truncated) goes on after its last row, where nobody looked: a slice ends there at the
 latest. One that is over (terminated) leads from its last step into the absorbing state: reward 0 and itself for ever,
 whatever is done, seen as zeros with a 1 in the last input. That state is not stored but made while sampling: slices
@@ -52,9 +54,11 @@ class Batch(NamedTuple):
     terminated: Tensor | float = 0.0  # (H, B) float32: 1 where obs[t + 1] is the absorbing state, whose value is 0
 
 
-def gigabytes(capacity: int, obs_dim: int, action_dim: int, obs_dtype: torch.dtype = torch.float32) -> float:
+def gigabytes(
+    capacity: int, obs_dim: int, action_dim: int, obs_dtype: torch.dtype = torch.float32, feature_dim: int = 0
+) -> float:
     """Memory that a Buffer of this size takes, in 10^9 bytes."""
-    return capacity * (obs_dim * obs_dtype.itemsize + (action_dim + 1) * 4) / 1e9
+    return capacity * (obs_dim * obs_dtype.itemsize + (action_dim + 1) * 4 + feature_dim * 2) / 1e9
 
 
 class Buffer:
@@ -68,26 +72,30 @@ class Buffer:
         *,
         device: str | torch.device = "cpu",
         obs_dtype: torch.dtype = torch.float32,
+        feature_dim: int = 0,
     ):
         """Take the memory.
 
         capacity   rows: an episode of T steps takes T + 1
+        obs_dim    O numbers of state; may be 0 where there are features
         device     where the rows live and batches are gathered
         obs_dtype  float32; float16 or uint8 (bytes, handed out as k / 255) where that loses nothing: `add` checks it
+        feature_dim  F more numbers of an observation, behind those: kept as float16, which must lose nothing, either
         Raises ValueError, one line: a size below 1, another dtype, or not enough memory.
         """
         for name, value in (("capacity", capacity), ("obs_dim", obs_dim), ("action_dim", action_dim)):
-            if value < 1:
+            if value < 1 - (name == "obs_dim" and feature_dim > 0):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if obs_dtype not in (torch.float32, torch.float16, torch.uint8):
             raise ValueError(f"obs_dtype is float32, float16 or uint8, not {obs_dtype}")
         self.capacity, self.device = capacity, torch.device(device)
         try:
             self._obs = torch.empty(capacity, obs_dim, dtype=obs_dtype, device=device)
+            self._feature = torch.empty(capacity, feature_dim, dtype=torch.float16, device=device)
             self._action = torch.empty(capacity, action_dim, device=device)
             self._reward = torch.empty(capacity, device=device)
         except RuntimeError as error:
-            need = gigabytes(capacity, obs_dim, action_dim, obs_dtype)
+            need = gigabytes(capacity, obs_dim, action_dim, obs_dtype, feature_dim)
             raise ValueError(f"no memory for a buffer of {need:.1f} GB on {device}; choose a smaller one") from error
         # The table of episodes, oldest first. Rows are counted from the first one ever written; modulo capacity gives
         # the place. numpy arrays that double when full: `_table[:, _oldest:_end]` are the episodes stored now.
@@ -121,13 +129,19 @@ class Buffer:
     def add(self, obs: Tensor, action: Tensor, reward: Tensor, task: int, terminated: bool = False) -> None:
         """Store one finished episode of T >= 1 steps.
 
-        obs (T+1, <=O), action (T+1, <=A), reward (T+1,): torch or numpy; narrower ones are padded with zeros.
+        obs (T+1, <=O), action (T+1, <=A), reward (T+1,): torch or numpy; narrower ones are padded with zeros. Where
+        there are features: obs (T+1, O+F).
         terminated: its last step was the end of everything, not only of this episode; then obs leaves input O-1 free.
         Row 0's action and reward are ignored. Raises ValueError, one line: shapes, more rows than the capacity, numbers
         that are not finite, or an observation that obs_dtype cannot hold exactly.
         """
         obs, action, reward = (torch.as_tensor(x, dtype=torch.float32) for x in (obs, action, reward))
-        rows = len(obs)
+        rows, features = len(obs), self._feature.shape[1]
+        feature = obs.new_empty(rows, 0)
+        if features:
+            if obs.ndim != 2 or obs.shape[1] != self._obs.shape[1] + features:
+                raise ValueError(f"obs is (T+1, {self._obs.shape[1]} + {features} of features), got {tuple(obs.shape)}")
+            obs, feature = obs.split([self._obs.shape[1], features], 1)
         if obs.ndim != 2 or action.ndim != 2 or reward.shape != (rows,) or len(action) != rows or rows < 2:
             shapes = f"{tuple(obs.shape)}, {tuple(action.shape)}, {tuple(reward.shape)}"
             raise ValueError(f"an episode is obs (T+1, O), action (T+1, A), reward (T+1,) with T >= 1, got {shapes}")
@@ -135,11 +149,13 @@ class Buffer:
             raise ValueError(f"obs or action is wider than the buffer: {tuple(obs.shape)}, {tuple(action.shape)}")
         if rows > self.capacity:
             raise ValueError(f"an episode of {rows} rows does not fit into a buffer of {self.capacity}")
-        if not (obs.isfinite().all() and action[1:].isfinite().all() and reward[1:].isfinite().all()):
+        if not all(x.isfinite().all() for x in (obs, feature, action[1:], reward[1:])):
             raise ValueError(f"an episode of task {task} holds numbers that are not finite")
-        if terminated and obs.shape[1] == self._obs.shape[1] and obs[:, -1].any():
+        if not torch.equal(feature.half().float(), feature):
+            raise ValueError("features do not fit into float16 without loss; round them where they are made")
+        if terminated and obs.shape[1] == self._obs.shape[1] and (obs.shape[1] == 0 or obs[:, -1].any()):
             raise ValueError(f"task {task} terminates, so it needs obs_dim {obs.shape[1] + 1}: the last input tells")
-        self._write(self._encode(obs), action, reward, task, terminated)
+        self._write(self._encode(obs), action, reward, task, terminated, feature.half())
 
     def _encode(self, obs: Tensor) -> Tensor:
         """Observation as it is stored; ValueError if that would change it."""
@@ -155,7 +171,9 @@ class Buffer:
         # A tensor, not the number 255: CUDA multiplies by a number's rounded reciprocal, the last bit would differ.
         return stored.float() / torch.full((), 255.0, device=stored.device)
 
-    def _write(self, stored: Tensor, action: Tensor, reward: Tensor, task: int, terminated: bool) -> None:
+    def _write(
+        self, stored: Tensor, action: Tensor, reward: Tensor, task: int, terminated: bool, feature: Tensor
+    ) -> None:
         rows = len(stored)
         while self._oldest < self._end and self._row + rows - self._table[0, self._oldest] > self.capacity:
             self._oldest += 1
@@ -163,6 +181,8 @@ class Buffer:
         for target, source in ((self._obs, stored), (self._action, action)):
             target[place] = torch.nn.functional.pad(source, (0, target.shape[1] - source.shape[1])).to(self.device)
         self._reward[place] = reward.to(self.device)
+        if self._feature.shape[1]:
+            self._feature[place] = feature.to(self.device)
         self._action[place[0]], self._reward[place[0]] = torch.nan, torch.nan
         if self._end == self._table.shape[1]:
             live = self._table[:, self._oldest : self._end]
@@ -229,7 +249,10 @@ class Buffer:
         rows = (start[episode] + step) % self.capacity
         led = (start[episode] + 1 + (step[1:] - 1) % length) % self.capacity
         obs = self._decode(self._obs.index_select(0, rows.flatten()).unflatten(0, rows.shape))
-        obs.masked_fill_(over.unsqueeze(-1), 0)[..., -1].masked_fill_(over, 1)
+        obs.masked_fill_(over.unsqueeze(-1), 0)[..., -1:].masked_fill_(over.unsqueeze(-1), 1)
+        if self._feature.shape[1]:  # what the absorbing state shows is as void as the rest of it
+            feature = self._feature.index_select(0, rows.flatten()).unflatten(0, rows.shape).float()
+            obs = torch.cat([obs, feature.masked_fill_(over.unsqueeze(-1), 0)], -1)
         action = self._action.index_select(0, led.flatten()).unflatten(0, (horizon, batch_size))
         reward = self._reward[led].masked_fill(over[:-1], 0)
         return Batch(obs, action, reward, task[episode], over[1:].float())
@@ -261,6 +284,8 @@ class Buffer:
             place = torch.arange(int(start[0]), self._row, device=self.device) % self.capacity
             tensors = {"obs": self._obs[place], "action": self._action[place], "reward": self._reward[place]}
             tensors |= {"table": torch.from_numpy(np.stack([start, rows, task]))}
+            if self._feature.shape[1]:
+                tensors["feature"] = self._feature[place]
             if terminated.any():  # tasks that never end have files without it
                 tensors |= {"terminated": torch.from_numpy(terminated)}
             path = folder / f"episodes-{first:09d}-{end:09d}.safetensors"
@@ -287,13 +312,16 @@ class Buffer:
                     obs, action, reward, table = (file.get_tensor(x) for x in ("obs", "action", "reward", "table"))
                     none = torch.zeros(end - first, dtype=torch.int64)  # tasks that never end have files without it
                     terminated = file.get_tensor("terminated") if "terminated" in file.keys() else none
+                    none = torch.empty(len(reward), 0, dtype=torch.float16)
+                    feature = file.get_tensor("feature") if "feature" in file.keys() else none
             except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path} is not a complete file of episodes ({error!s:.200})") from error
             n = reward.numel()
             shapes = [(n, *self._obs.shape[1:]), (n, *self._action.shape[1:]), (n,), (3, end - first), (end - first,)]
-            fits = [tuple(x.shape) for x in (obs, action, reward, table, terminated)] == shapes
-            types = obs.dtype, action.dtype, reward.dtype, table.dtype, terminated.dtype
-            known = types == (self._obs.dtype, torch.float32, torch.float32, torch.int64, torch.int64)
+            shapes += [(n, *self._feature.shape[1:])]
+            fits = [tuple(x.shape) for x in (obs, action, reward, table, terminated, feature)] == shapes
+            types = obs.dtype, action.dtype, reward.dtype, table.dtype, terminated.dtype, feature.dtype
+            known = types == (self._obs.dtype, *[torch.float32] * 2, *[torch.int64] * 2, torch.float16)
             if not fits or not known or first != expected:
                 raise ValueError(f"{path} does not fit this buffer: other sizes, or files before it are missing")
             if not self._row:
@@ -306,11 +334,12 @@ class Buffer:
                 raise ValueError(f"{path} is damaged or from another run: its table of episodes does not fit")
             later = torch.ones(n, dtype=torch.bool)
             later[start] = False
-            if not (obs.isfinite().all() and action[later].isfinite().all() and reward[later].isfinite().all()):
+            if not all(x.isfinite().all() for x in (obs, feature, action[later], reward[later])):
                 raise ValueError(f"{path} is damaged: it holds numbers that are not finite")
             at = 0
             for (rows, task), over in zip(table[1:].T.tolist(), terminated.tolist(), strict=True):
-                self._write(obs[at : at + rows], action[at : at + rows], reward[at : at + rows], task, bool(over))
+                part = slice(at, at + rows)
+                self._write(obs[part], action[part], reward[part], task, bool(over), feature[part])
                 at += rows
             expected = end
         if (self.first_episode, self.total_episodes) != (first_episode, total_episodes):

@@ -22,6 +22,7 @@ import safetensors
 import torch
 
 import agent_file
+import demo_features
 import demo_format
 import distributed
 import losses
@@ -100,7 +101,9 @@ def begin(
     distributed.gather(None)
 
 
-def find_demos(folder: Path, returns: dict[str, list[float]], nearby: Path) -> tuple[dict, str]:
+def find_demos(
+    folder: Path, returns: dict[str, list[float]], nearby: Path, features: str = ""
+) -> tuple[dict, str]:
     """The demonstrations that a run began with, task -> Demos, and where they were found, if not where they were.
 
     returns  task -> those of its episodes
@@ -119,7 +122,7 @@ def find_demos(folder: Path, returns: dict[str, list[float]], nearby: Path) -> t
         if path is None:
             looked = ", ".join(dict.fromkeys(os.path.normpath(path) for path in places))
             raise FileNotFoundError(f"{folder} began with demonstrations of {task} that are gone; looked for {looked}")
-        demo = demo_format.load(path, task)
+        demo = demo_features.load(path, task, features)
         seeds, chosen = known["seeds"] if known else [None] * len(wanted), []
         if len(seeds) != len(wanted):
             raise ValueError(f"{folder} is damaged: its settings and its checkpoint differ in episodes of {task}")

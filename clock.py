@@ -66,10 +66,10 @@ def rehearsal(agent: newt.Agent, slices: int, environments: int) -> tuple[newt.A
     def zeros(*shape: int, dtype=torch.float32) -> torch.Tensor:
         return torch.zeros(*shape, dtype=dtype, device=device)
 
-    batch = Batch(zeros(a.horizon + 1, slices, a.obs_dim), zeros(a.horizon, slices, a.action_dim),
+    batch = Batch(zeros(a.horizon + 1, slices, a.input_dim), zeros(a.horizon, slices, a.action_dim),
                   zeros(a.horizon, slices), zeros(slices, dtype=torch.long))  # fmt: skip
     task, warm = zeros(environments, dtype=torch.long), zeros(environments, a.horizon, a.action_dim)
-    return scratch, batch, (zeros(environments, a.obs_dim), task, warm, task == 1)  # in the midst of an episode
+    return scratch, batch, (zeros(environments, a.input_dim), task, warm, task == 1)  # in the midst of an episode
 
 
 def estimate(agent: newt.Agent, steps: int, environments: int, utd: float) -> float:

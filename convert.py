@@ -18,13 +18,14 @@ Sizes follow from the shapes. Not in such a file, and not recovered: names of th
 file's name if that is a task; else the set, "all" or a suite, whose action dims are the file's; what has equal dims
 can't be told apart), sentences behind the embeddings (of CLIP: language.py can't make more for other tasks), training
 steps, the settings it was trained with, and 1 for "scale" where that is missing. Optimisers are left behind. An encoder
-that also reads image features ([obs, e, feature]) loses those columns, as if each feature were 0: exact if they were
-padded with zeros, else an agent that acts blind, with a warning.
+that also reads image features has them last, [obs, e, feature]; here they come before e. Such an agent sees with DINOv2
+(--image-weights of eval.py and train.py); where those columns are all zeros it never did, and becomes one of states.
 
-Demonstrations: DIR/<task>.pt, each a TensorDict with obs (N, 128), action (N, 16), reward (N,), episode (N,); more
-arrays (features, values) are left behind. Rows are those of demos.py, padded with zeros. Not recovered: seeds (-1: they
-can't be played again), and success, and the score where it is success (NaN). All episodes are kept; the published runs
-used 20 of each ManiSkill task, all of the others: --demo-episodes 20.
+Demonstrations: DIR/<task>.pt, each a TensorDict with obs (N, 128), action (N, 16), reward (N,), episode (N,), and maybe
+feat (N, 768), DINOv2's features of the frames, which are kept (demo_features.py); more arrays are left behind. Rows are
+those of demos.py, padded with zeros. Not recovered: seeds (-1: they can't be played again), and success, and the score
+where it is success (NaN). All episodes are kept; the published runs used 20 of each ManiSkill task, all of the others:
+--demo-episodes 20.
 Test: pytest tests/test_convert.py
 """
 
@@ -44,6 +45,7 @@ from tqdm import tqdm
 
 import agent_file
 import command
+import demo_features
 import demo_format
 import envs
 import newt
@@ -53,7 +55,9 @@ import world_model as wm
 PARTS = {"_encoder.state": "encoder", "_dynamics": "dynamics", "_reward": "reward", "_pi": "pi"}
 QS = {"_Qs.online._Qs": "q", "_Qs.target._Qs": "q_target"}
 CONSTANTS = {"log_std_min": wm.LOG_STD_MIN, "log_std_dif": wm.LOG_STD_MAX - wm.LOG_STD_MIN}
-FEATURES = 768  # of an image, behind the encoder's other inputs
+FEATURES = newt.Config(obs="state+rgb").feature_dim
+SEES = {"obs": "state+rgb", "image_encoder": "dinov2", "image_hash": "published", "frames": "full"}
+PUBLISHED = newt.Config(**SEES).features  # of demonstrations, too
 
 
 class TensorDict:
@@ -103,8 +107,8 @@ def rename(state: dict[str, Tensor]) -> tuple[wm.Params, dict[str, Tensor]]:
     return params | stacked, tables
 
 
-def fit(params: wm.Params) -> tuple[newt.Config, wm.Params, bool]:
-    """Settings with the sizes that the shapes have, the parameters without image features, whether that blinds them.
+def fit(params: wm.Params) -> tuple[newt.Config, wm.Params]:
+    """Settings with the sizes that the shapes have, and the parameters, with the encoder's columns in our order.
 
     Everything but sizes is the published default. ValueError, one line: a size that this program lacks, or tensors
     that are missing, too many, or of other shapes.
@@ -122,17 +126,21 @@ def fit(params: wm.Params) -> tuple[newt.Config, wm.Params, bool]:
     if not names:
         raise ValueError(f"{size} is no size that this program has ({', '.join(wm.SIZES)})")
     task_dim = inputs - latent_dim - action_dim  # of [z, e, a]
-    obs_dim, blind = obs_dim - task_dim, False  # of [obs, e]
-    if obs_dim > FEATURES:  # of [obs, e, feature]
-        kept, dropped = params["encoder.0.weight"].split([obs_dim + task_dim - FEATURES, FEATURES], 1)
-        params, obs_dim, blind = params | {"encoder.0.weight": kept}, obs_dim - FEATURES, bool(dropped.any())
-    cfg = newt.Config(names[0], obs_dim, action_dim, task_dim, num_bins)
+    obs_dim, sees = obs_dim - task_dim, {}  # of [obs, e]
+    if obs_dim > FEATURES and min(task_dim, action_dim) >= 0:  # of [obs, e, feature]
+        obs_dim -= FEATURES
+        obs, emb, feature = params["encoder.0.weight"].split([obs_dim, task_dim, FEATURES], 1)
+        sees = SEES if feature.any() else {}
+        params = params | {"encoder.0.weight": torch.cat([obs, feature, emb] if sees else [obs, emb], 1)}
+    cfg = newt.Config(
+        size=names[0], obs_dim=obs_dim, action_dim=action_dim, task_dim=task_dim, num_bins=num_bins, **sees
+    )
     newt.check(cfg)
     if wrong := agent_file.misfits(cfg, params):
         raise ValueError(f"tensors that are missing, too many, or of another shape: {', '.join(wrong[:3]):.200}")
     if not all(value.isfinite().all() for value in params.values()):
         raise ValueError("numbers that are not finite")
-    return cfg, params, blind
+    return cfg, params
 
 
 def task_names(asked: str, stem: str, mask: Tensor | None, rows: int) -> list[str]:
@@ -175,14 +183,14 @@ def read_scale(scale) -> float:
     return 1.0 if scale is None else float(scale)
 
 
-def checkpoint(path: Path, tasks: str = "", embeddings: Path | None = None) -> tuple[newt.Agent, bool]:
-    """The agent of a published file, and whether it was one that sees. FileNotFoundError or ValueError, one line."""
+def checkpoint(path: Path, tasks: str = "", embeddings: Path | None = None) -> newt.Agent:
+    """The agent of a published file. FileNotFoundError or ValueError, one line."""
     content = torch_file.read(path)
     try:
         if not isinstance(content, dict):
             raise ValueError(f"it holds no dict, but {type(content).__name__}")
         params, tables = rename(content["model"] if isinstance(content.get("model"), dict) else content)
-        cfg, params, blind = fit(params)
+        cfg, params = fit(params)
         mask, emb = tables.get("_action_masks"), tables.get("_task_emb.weight")
         rows = next((len(table) for table in (mask, emb) if table is not None), 1)
         names = task_names(tasks, path.stem, mask, rows)
@@ -200,7 +208,7 @@ def checkpoint(path: Path, tasks: str = "", embeddings: Path | None = None) -> t
             raise ValueError(f"its observations have {cfg.obs_dim} numbers, those of its tasks more")
         dims, discounts = [task.action_dim for task in table], [task.discount for task in table]
         scale = read_scale(content.get("scale"))
-        return newt.create(cfg, names, emb, dims, discounts, params=params, q_scale=scale), blind
+        return newt.create(cfg, names, emb, dims, discounts, params=params, q_scale=scale)
     except (ValueError, TypeError, IndexError, RuntimeError, OverflowError) as error:  # also tables of absurd shapes
         raise ValueError(f"{path}: {str(error).partition(chr(10))[0]}") from error
 
@@ -250,7 +258,14 @@ def demonstrations(path: Path, name: str) -> demo_format.Demos:
     meta = {"version": demo_format.FORMAT_VERSION, "task": name, "source": "published", "file": path.name,
             "wanted": len(ret), "tried": len(ret), "tried_cpu_seconds": 0.0}  # fmt: skip
     ends = (ret, success, score(task, ret, success).astype(np.float32), np.full(len(ret), -1))
-    return demo_format.check(demo_format.Demos(obs, action, reward, start, *ends, meta), path, name)
+    feature = content.get("feat")
+    if isinstance(feature, Tensor):
+        if feature.shape != (n, FEATURES) or not feature.half().isfinite().all():
+            raise ValueError(f"{path}: feat is no ({n}, {FEATURES}) of numbers, but {tuple(feature.shape)}")
+        feature = feature.half().numpy()
+    else:
+        feature = None
+    return demo_format.check(demo_format.Demos(obs, action, reward, start, *ends, meta, feature), path, name)
 
 
 # ---------------------------------------------------------------- command line
@@ -290,15 +305,15 @@ def main_checkpoint(cfg: Checkpoint) -> None:
     if cfg.out.exists() and not (cfg.overwrite and cfg.out.is_file()):
         raise FileExistsError(f"{cfg.out} exists; --overwrite replaces a file")
     command.check_fields(cfg, {"step": agent_file.STEPS})
-    agent, blind = checkpoint(cfg.file, cfg.tasks, cfg.embeddings)
+    agent = checkpoint(cfg.file, cfg.tasks, cfg.embeddings)
     cfg.out.parent.mkdir(parents=True, exist_ok=True)
     agent_file.save(cfg.out, agent, cfg.step, {"converted_from": cfg.file.name})
     sizes = f"size {agent.cfg.size}, {wm.num_params(agent.params) / 1e6:.1f}M parameters"
     dims = f"observations {agent.cfg.obs_dim}, actions {agent.cfg.action_dim}, embeddings {agent.cfg.task_dim}"
     shown = ", ".join(agent.tasks[:3]) + (", ..." if len(agent.tasks) > 3 else "")
     print(f"{cfg.out}: {sizes}; {dims}; {len(agent.tasks)} tasks: {shown}")
-    if blind:
-        print("warning: this agent also reads images, which this program does not give it; it acts worse without")
+    if agent.cfg.feature_dim:
+        print("it sees: eval.py and train.py need DINOv2's weights for it, --image-weights FILE")
 
 
 def main_demos(cfg: Demos) -> None:
@@ -311,7 +326,11 @@ def main_demos(cfg: Demos) -> None:
     if there and not cfg.overwrite:
         raise FileExistsError(f"{len(there)} files exist, such as {there[0]}; --overwrite replaces them")
     for path, target in zip(tqdm(known, desc="convert", unit="task", disable=None), targets, strict=True):
-        demo_format.save(target, demonstrations(path, path.stem))
+        demo = demonstrations(path, path.stem)
+        demo_format.save(target, demo)
+        if demo.feature is not None:
+            known = dict(enumerate(np.split(demo.feature, demo.episode_start[1:-1])))
+            demo_features.save(demo_features.place(target, PUBLISHED), path.stem, PUBLISHED, demo, known)
     print(f"{len(known)} tasks in {cfg.out}")
     if len(known) < len(files):
         left = ", ".join(path.name for path in files if path not in known)

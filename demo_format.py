@@ -44,6 +44,7 @@ class Demos(NamedTuple):
     score: np.ndarray  # (E,) float32, at the last step
     seed: np.ndarray  # (E,) int64, for env.reset
     meta: dict
+    feature: np.ndarray | None = None  # (N, F) float16, of each row's frame (demo_features.py)
 
     @property
     def terminated(self) -> list[bool]:
@@ -103,6 +104,7 @@ def join(parts: list[Demos], meta: dict) -> Demos:
     meta = {**meta, "terminated": ends} if any(ends) else {k: v for k, v in meta.items() if k != "terminated"}
     lengths = [len(part.obs) for part in parts]
     names = ("obs", "action", "reward", "ret", "success", "score", "seed")
+    names += ("feature",) * (parts[0].feature is not None)
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return Demos(**arrays, episode_start=np.cumsum([0, *lengths]), meta=meta)
 
@@ -113,7 +115,8 @@ def episode(demo: Demos, e: int) -> Demos:
     ends = (getattr(demo, name)[e : e + 1] for name in ("ret", "success", "score", "seed"))
     start = np.array([0, rows.stop - rows.start])
     meta = demo.meta | ({"terminated": [demo.terminated[e]]} if "terminated" in demo.meta else {})
-    return Demos(demo.obs[rows], demo.action[rows], demo.reward[rows], start, *ends, meta)
+    feature = None if demo.feature is None else demo.feature[rows]
+    return Demos(demo.obs[rows], demo.action[rows], demo.reward[rows], start, *ends, meta, feature)
 
 
 def check(demo: Demos, path: Path, task: str) -> Demos:

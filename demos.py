@@ -3,6 +3,7 @@
     python demos.py make --tasks all --out demos/                   minutes, where they are recorded
     python demos.py list demos/                                     what there is, and for which tasks there is nothing
     python demos.py play demos/walker-walk.safetensors              a film of an episode, by playing it again
+    python demos.py features demos/                                 what agents see in them, for train.py --obs
     python demos.py check demos/                                    do the simulators here still give those rewards?
     python demos.py pack demos/                                     record them, for everybody: recordings/
 
@@ -13,6 +14,7 @@ Test: pytest tests/test_demos.py
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import machine  # noqa: F401  refuses a Python that lacks the packages below
 
@@ -20,6 +22,7 @@ import numpy as np
 import tyro
 
 import command
+import demo_features
 import demo_maker
 import envs
 import experts
@@ -96,6 +99,26 @@ class Play:
     """which one"""
     out: Path | None = None
     """film to write; default: <task>.mp4 here"""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of every frame of demonstrations, by playing them again, for agents that see. What is there is kept."""
+
+    folder: tyro.conf.Positional[Path] = Path("demos")
+    """folder with one file per task"""
+    tasks: str = ""
+    """only of these; own tasks (gym:<id>, module:function) must be named"""
+    encoder: Literal["lite0", "dinov2"] = "lite0"
+    """frozen network"""
+    image_weights: Path | None = None
+    """its weights, of dinov2 (vision.py)"""
+    frames: Literal["fast", "full"] = "fast"
+    """how MuJoCo draws: as the agent will see it"""
+    workers: int = 0
+    """processes; 0: one per core"""
+    device: str = "cpu"
+    """of the encoder; each process has its own copy"""
 
 
 @dataclass(frozen=True)
@@ -216,6 +239,25 @@ def replay(path: Path) -> str:
     return ""
 
 
+def main_features(cfg: Features) -> None:
+    import vision
+
+    command.check_fields(cfg, {"workers": (0, 4096)})
+    have = [envs.task_name(path.stem) for path in sorted(cfg.folder.glob("*.safetensors"))]
+    asked = envs.select(cfg.tasks) if cfg.tasks else [name for name in have if ":" not in name]
+    missing = [name for name in asked if name not in have]
+    if missing or not asked:
+        raise FileNotFoundError(f"no demonstrations of {', '.join(missing) or 'any task'} in {cfg.folder}")
+    command.try_folder(cfg.folder / "features")
+    weights = vision.load(cfg.encoder, cfg.image_weights, cfg.device).weights
+    features = f"{cfg.encoder} {weights} {cfg.frames}"
+    words = (cfg.folder, features, cfg.image_weights, cfg.workers, cfg.device)
+    failed = demo_features.make_all(asked, *words)
+    print(f"{len(asked) - len(failed)} tasks have features of {features} in {cfg.folder / 'features'}")
+    if failed:
+        raise ValueError("; ".join(f"{task}: {why}" for task, why in failed.items()))
+
+
 def main_check(cfg: Check) -> None:
     command.check_fields(cfg, {"workers": (0, 4096)})
     paths = sorted(cfg.folder.glob("*.safetensors"))
@@ -237,7 +279,7 @@ if __name__ == "__main__":
     import demos  # by its own name: worker processes import what they are asked to run
 
     mains = {demos.Make: demos.main_make, demos.List: demos.main_list, demos.Play: demos.main_play}
-    mains |= {demos.Check: demos.main_check, demos.Pack: demos.main_pack}
-    choice = demos.Make | demos.List | demos.Play | demos.Check | demos.Pack
+    mains |= {demos.Check: demos.main_check, demos.Pack: demos.main_pack, demos.Features: demos.main_features}
+    choice = demos.Make | demos.List | demos.Play | demos.Check | demos.Pack | demos.Features
     given = command.start(tyro.cli, tyro.conf.OmitSubcommandPrefixes[choice])
     command.run(mains[type(given)], given)

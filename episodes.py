@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 import envs
 import newt
+import observe
 import planner
-from envs.vector import VectorEnv, episode_seed
+from envs.vector import episode_seed
 from intervals import interval
 from open_loop import Ahead
 
@@ -174,7 +175,7 @@ def evaluate(
         most = max(min(missing(name), UNTIL_FROM) if until else missing(name) for name in left)
         copies = -(-most // -(-most // max(1, ENVS_AT_ONCE // len(left))))
         names = [name for name in left for _ in range(copies)]
-        with VectorEnv(names, seed, workers, agent.cfg.obs_dim, agent.cfg.action_dim, alike=True) as vector:
+        with observe.environments(agent, names, seed, workers, policy == "random", alike=True) as vector:
             while all(missing(name) for name in left):
                 numbers = _next_numbers(names, results, lost, {name: missing(name) for name in left})
                 ahead = Ahead(agent, names, open_loop) if open_loop else None
@@ -220,7 +221,9 @@ def _next_numbers(names: list[str], results: Results, lost: dict[str, set], miss
     return numbers
 
 
-def _play(vector: VectorEnv, player: Player, numbers: list, length: int, bar: tqdm) -> list[Episode | None]:
+def _play(
+    vector: observe.VectorEnv | observe.Seeing, player: Player, numbers: list, length: int, bar: tqdm
+) -> list[Episode | None]:
     """One episode in each environment that has a number, of at most `length` steps; None if a fault cut it off.
 
     Where one ends early, the environment goes on with its next one, of which nothing counts.

@@ -61,6 +61,8 @@ class Eval:
     """also write a page with all results into this folder: open its index.html"""
     run: Path | None = None
     """a run's folder, whose learning curves the page shows"""
+    image_weights: Path | None = None
+    """weights of dinov2, for agents that see with it (vision.py)"""
     device: str = "auto"
     """auto, cpu, cuda or mps"""
     workers: int = 0
@@ -85,6 +87,7 @@ import envs
 import evaluation_file
 import language
 import newt
+import observe
 import open_loop
 import report
 from command import run
@@ -129,12 +132,12 @@ def record(
     n, small = len(tasks), 2 if len(tasks) > 1 else 1
     ahead = open_loop.Ahead(agent, tasks, look) if look else None
     player = Player(agent, tasks, [0] * n, seed, "planner" if planner else "policy", step, ahead=ahead)
-    rows, obs, clips = [], np.zeros((n, agent.cfg.obs_dim), np.float32), [[] for _ in tasks]
+    rows, obs, clips = [], np.zeros((n, agent.cfg.input_dim), np.float32), [[] for _ in tasks]
     try:
         for i, name in enumerate(tasks):
-            rows.append(envs.make(name, seed, render_mode="rgb_array"))
+            rows.append(envs.make(name, seed, "rgb_array", frames=agent.cfg.frames if agent.eyes else "full"))
             first, _ = rows[i].reset(seed=episode_seed(seed, name, 0, 0))
-            obs[i, : len(first)] = first
+            obs[i] = observe.padded(agent, rows[i], first)[0].cpu()
         running, title = np.ones(n, bool), "film" if n > 1 else tasks[0]
         total = max(envs.TASKS[name].episode_length for name in tasks)
         with tqdm(total=total, desc=title, unit="step", leave=False, disable=None) as bar:
@@ -144,7 +147,7 @@ def record(
                 action = player(obs, running)
                 for i in np.flatnonzero(running):
                     seen, _, *ends, _ = rows[i].step(action[i, : rows[i].action_space.shape[0]])
-                    obs[i, : len(seen)] = seen
+                    obs[i] = observe.padded(agent, rows[i], seen)[0].cpu()
                     running[i] = not any(ends)
                 bar.update()
     finally:
@@ -212,7 +215,7 @@ def tasks_of(agent: newt.Agent, words: str, ckpt: Path, others: bool = False) ->
     for name in tasks:
         row, most = envs.TASKS[name], agent.cfg.action_dim
         dims = min(row.action_dim, most) if name in missing else int(agent.mask[agent.tasks.index(name)].sum())
-        if row.obs_dim > agent.cfg.obs_dim or row.action_dim != dims:
+        if (row.obs_dim > agent.cfg.obs_dim and agent.cfg.obs != "rgb") or row.action_dim != dims:
             sizes = f"{agent.cfg.obs_dim} observations and {dims} actions of {name}"
             raise ValueError(f"{ckpt} is for {sizes}, which has {row.obs_dim} and {row.action_dim}")
     return tasks
@@ -291,6 +294,8 @@ def one(cfg: Eval, ckpt: Path, path: Path | None) -> dict:
     step, tasks = meta["step"], tasks_of(agent, cfg.tasks, ckpt, others=True)
     unseen = {name for name in tasks if name not in agent.tasks}
     agent, sentences = told(agent, tasks, cfg.instruction, ckpt)
+    agent.eyes = observe.open_eyes(agent.cfg, cfg.image_weights, agent.device)
+    observe.try_frames(agent.cfg, tasks)
     shortest = min(envs.TASKS[name].episode_length for name in tasks)
     looks = open_loop.parse(cfg.open_loop, shortest) if cfg.open_loop else [0]
     held = evaluation_file.new(ckpt, step, cfg.seed, cfg.planner, cfg.instruction)

@@ -116,15 +116,14 @@ def agent_player(env, obs, number: int, ckpt: Path):
     import torch
 
     import newt
+    import observe
 
     agent = agent_of(ckpt)
     cfg, task = agent.cfg, torch.tensor([agent.tasks.index(env.name)])
     generator, mean = torch.Generator().manual_seed(number), torch.zeros(1, cfg.horizon, cfg.action_dim)
     first = torch.ones(1, dtype=torch.bool)
     while True:
-        x = torch.zeros(1, cfg.obs_dim)
-        x[0, : len(obs)] = torch.from_numpy(obs)
-        plan = newt.act(agent, x, task, mean, first, generator=generator)
+        plan = newt.act(agent, observe.padded(agent, env, obs), task, mean, first, generator=generator)
         mean, first = plan.mean, torch.zeros_like(first)
         obs, _ = yield plan.action[0, : env.action_space.shape[0]].numpy()
 
@@ -140,9 +139,12 @@ def agent_of(ckpt: Path):
     import torch
 
     import agent_file
+    import observe
 
     torch.set_num_threads(1)  # one process per core is there already
-    return agent_file.load(ckpt, torch.device("cpu"))[0]
+    agent = agent_file.load(ckpt, torch.device("cpu"))[0]
+    agent.eyes = observe.open_eyes(agent.cfg, None, agent.device)
+    return agent
 
 
 @functools.lru_cache(maxsize=1)

@@ -68,6 +68,7 @@ class Agent:
     updates: int = 0  # in the current phase; drives the warm-up
     left_out: Tensor | int = 0  # updates that were not finite
     compiled: Functions | None = None  # the same functions, faster (compiled.py)
+    eyes: Callable | None = None  # frames -> features, of an agent that sees (observe.py)
 
     @property
     def functions(self) -> Functions:
@@ -107,7 +108,7 @@ def create(
     if params is None:
         # Drawn on the CPU so that one seed gives the same network on every device.
         init_generator = torch.Generator().manual_seed(seed)
-        params = wm.init(wm.SIZES[cfg.size], cfg.obs_dim, cfg.action_dim, cfg.task_dim, cfg.num_bins, init_generator)
+        params = wm.init(wm.SIZES[cfg.size], cfg.input_dim, cfg.action_dim, cfg.task_dim, cfg.num_bins, init_generator)
     # Sorted, as files are: the order in which gradient norms are summed must not depend on where parameters came from.
     params = {
         name: value.detach().to(device).clone().requires_grad_(not name.startswith("q_target."))

@@ -20,6 +20,7 @@ import agent_file
 import checkpoint
 import command
 import compiled
+import demo_features
 import demo_format
 import demo_maker
 import distributed
@@ -28,6 +29,7 @@ import eval as evaluation
 import language
 import losses
 import newt
+import observe
 import run_folder
 from buffer import Buffer
 from clock import Clock, describe, estimate
@@ -82,6 +84,8 @@ def prepare(setup: Setup, world: World, interruption: command.Interruption) -> R
     cfg, tasks, paths = setup
     check(setup, world.size, world.local_size)
     envs.require_real_assets(cfg.require_real_assets)
+    if world.rank == 0:
+        observe.try_frames(cfg.agent, tasks)
     device = evaluation.pick_device(cfg.device)
     workers = cfg.workers or max(1, machine.cores() // world.local_size)
     seeds = np.random.SeedSequence([cfg.seed, world.rank]).generate_state(2)
@@ -92,10 +96,14 @@ def prepare(setup: Setup, world: World, interruption: command.Interruption) -> R
         agent, state = checkpoint.load(cfg.folder, device, own, world)
         if agent.tasks != tuple(tasks):
             raise ValueError(f"the newest checkpoint in {cfg.folder} is of other tasks than its config.json")
-        files, moved = checkpoint.find_demos(cfg.folder, state.demos, demo_folder(cfg.demos))
+        open_eyes(agent, cfg)
+        nearby, features = demo_folder(cfg.demos), agent.cfg.features
+        files, moved = checkpoint.find_demos(cfg.folder, state.demos, nearby, features)
     else:
         agent, state, moved = create_agent(setup, device), checkpoint.State(phase="pretrain"), ""
-        files = {name: demo_format.load(path, name) for name, path in paths.items() if path.is_file()}
+        open_eyes(agent, cfg)
+        given = {name: path for name, path in paths.items() if path.is_file() and not to_be_seen(cfg, name)}
+        files = {name: demo_features.load(path, name, agent.cfg.features) for name, path in given.items()}
     evaluation.share_cores(agent.cfg.size)
     hours = estimate(agent, cfg.steps, len(tasks) * cfg.envs_per_task, cfg.utd) / world.size
     compiles, reason = compiled.choose(cfg.compile, agent.device, agent.cfg.size, hours)
@@ -114,7 +122,7 @@ def prepare(setup: Setup, world: World, interruption: command.Interruption) -> R
         compiling = compiled.begin(agent, phases, agent.cfg.batch_size // world.size, environments)
 
     if not cfg.resume:
-        files |= make_demos(cfg, paths, world)
+        files |= make_demos(cfg, paths, world, agent.cfg.features)
         state.demos = {name: file.ret[: cfg.demo_episodes].tolist() for name, file in files.items()}
     without = [name for name in tasks if name not in files]
     if files and without and world.rank == 0:
@@ -125,16 +133,17 @@ def prepare(setup: Setup, world: World, interruption: command.Interruption) -> R
     mine = distributed.share_out(tasks, list(files), cost, world.size)[world.rank]
     own_files = {name: file for name, file in files.items() if name in mine}
 
-    online = Buffer(cfg.buffer_steps // world.size, agent.cfg.obs_dim, agent.cfg.action_dim)
+    sizes = {"obs_dim": agent.cfg.obs_dim, "action_dim": agent.cfg.action_dim, "feature_dim": agent.cfg.feature_dim}
+    online = Buffer(cfg.buffer_steps // world.size, **sizes)
     demo = None
     if own_files:
         rows = sum(int(file.episode_start[-1]) for file in own_files.values())
-        demo = Buffer(rows, agent.cfg.obs_dim, agent.cfg.action_dim)
-        fill(demo, own_files, tasks, cfg.demo_episodes)
+        demo = Buffer(rows, **sizes)
+        fill(demo, own_files, tasks, cfg.demo_episodes, agent.cfg)
     if cfg.resume:
         checkpoint.load_buffer(cfg.folder, online, own, world, len(tasks))
     else:
-        fill(online, own_files, tasks, cfg.demo_episodes)
+        fill(online, own_files, tasks, cfg.demo_episodes, agent.cfg)
         checkpoint.begin(cfg.folder, asdict(cfg), paths, files, agent, state, own, online, world)
     log = Log(cfg.folder, state.log_size, state.vector_step * len(tasks) * cfg.envs_per_task, world)
     if cfg.resume and world.rank == 0:  # the next --resume, without words, must not end where this run was first to end
@@ -166,22 +175,40 @@ def announce(setup: Setup, agent: newt.Agent, world: World, workers: int, hours:
         print(f"(preset laptop; the published preset would take about {describe(weeks)} here: use a GPU for that)")
 
 
-def make_demos(cfg: Train, paths: dict[str, Path], world: World) -> dict[str, demo_format.Demos]:
+def open_eyes(agent: newt.Agent, cfg: Train) -> None:
+    """The encoder of an agent that sees; from now on its settings say which weights these are."""
+    agent.eyes = observe.open_eyes(agent.cfg, cfg.image_weights, agent.device)
+    if agent.eyes and not agent.cfg.image_hash:
+        agent.cfg = replace(agent.cfg, image_hash=agent.eyes.weights)
+
+
+def to_be_seen(cfg: Train, task: str) -> bool:
+    """Whether features of its demonstrations are made here where they are missing: as demonstrations are."""
+    return bool(cfg.agent.feature_dim) and made_here(cfg.demos, task)
+
+
+def make_demos(cfg: Train, paths: dict[str, Path], world: World, features: str) -> dict[str, demo_format.Demos]:
     """Those that are recorded or played by scripts. What is there already isn't made again."""
     here = [name for name in paths if made_here(cfg.demos, name)]
     if world.rank == 0:
         demo_maker.make_all(here, cfg.demo_episodes, demo_folder(cfg.demos), cfg.seed, cfg.workers or None)
+        if features:
+            demo_features.make_all(here, demo_folder(cfg.demos), features, cfg.image_weights, cfg.workers)
     distributed.gather(None)
-    return {name: demo_format.load(paths[name], name) for name in here if paths[name].is_file()}
+    return {name: demo_features.load(paths[name], name, features) for name in here if paths[name].is_file()}
 
 
-def fill(buffer: Buffer, files: dict[str, demo_format.Demos], tasks: list[str], episodes: int) -> None:
-    """Add the first `episodes` demonstrations of each task."""
+def fill(
+    buffer: Buffer, files: dict[str, demo_format.Demos], tasks: list[str], episodes: int, cfg: newt.Config | None = None
+) -> None:
+    """Add the first `episodes` demonstrations of each task, as an agent with these settings observes them."""
     for name, demo in files.items():
         ends = zip(demo.episode_start[:-1], demo.episode_start[1:], demo.terminated, strict=True)
         for first, end, terminated in list(ends)[:episodes]:
             rows = slice(int(first), int(end))
-            buffer.add(demo.obs[rows], demo.action[rows], demo.reward[rows], tasks.index(name), terminated)
+            sees = cfg is not None and cfg.feature_dim
+            obs = observe.join(cfg, demo.obs[rows], demo.feature[rows]) if sees else demo.obs[rows]
+            buffer.add(obs, demo.action[rows], demo.reward[rows], tasks.index(name), terminated)
 
 
 def create_agent(setup: Setup, device: torch.device) -> newt.Agent:
@@ -193,8 +220,11 @@ def create_agent(setup: Setup, device: torch.device) -> newt.Agent:
         source, _ = agent_file.load(cfg.ckpt, device)
         # The network's shape is the checkpoint's; how to learn and to plan is this run's.
         shape = {name: getattr(source.cfg, name) for name in ("size", "obs_dim", "action_dim", "task_dim", "num_bins")}
-        settings, params, q_scale = replace(settings, **shape), source.params, float(source.q_scale)
-    small = [f"{name} is {getattr(settings, name)}, these tasks need {needed}" for name, needed in inputs(rows).items()
+        shape |= {"image_hash": source.cfg.image_hash}
+        params, q_scale = start_from(source, settings, cfg.ckpt), float(source.q_scale)
+        settings = replace(settings, **shape)
+    small = [f"{name} is {getattr(settings, name)}, these tasks need {needed}"
+             for name, needed in inputs(rows, settings.obs).items()
              if getattr(settings, name) < needed]  # fmt: skip
     if small:
         raise ValueError(f"{cfg.ckpt}: " * bool(cfg.ckpt) + "; ".join(small))
@@ -214,6 +244,24 @@ def create_agent(setup: Setup, device: torch.device) -> newt.Agent:
     dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
     guided = [cfg.guide == "all" or bool(cfg.ckpt) or name in shown for name in tasks]
     return newt.create(settings, tasks, emb, dims, discounts, cfg.seed, device, params, q_scale, guided)
+
+
+def start_from(source: newt.Agent, settings: newt.Config, ckpt: Path) -> newt.wm.Params:
+    """The parameters of another agent, for one with these settings; ValueError, one line, if it observes other things.
+
+    An agent of states may begin to see: columns of zeros for the features, so that at first it does what it did.
+    """
+    was, now = source.cfg, settings
+    if (was.obs, now.obs) == ("state", "state+rgb"):
+        state, emb = source.params["encoder.0.weight"].split([was.obs_dim, was.task_dim], 1)
+        none = state.new_zeros(len(state), now.feature_dim)
+        return source.params | {"encoder.0.weight": torch.cat([state, none, emb], 1)}
+    if was.obs != now.obs:
+        raise ValueError(f"{ckpt} was trained with --obs {was.obs} and can't go on with --obs {now.obs}")
+    if was.feature_dim and (was.image_encoder, was.frames) != (now.image_encoder, now.frames):
+        raise ValueError(f"{ckpt} was trained with --image-encoder {was.image_encoder} --frames {was.frames}; other "
+                         "features mean nothing to it")  # fmt: skip
+    return source.params
 
 
 def warn_if_clipped(r: Run, name: str, reward: np.ndarray) -> None:

@@ -44,12 +44,13 @@ import distributed
 import eval as evaluation
 import losses
 import newt
+import observe
 import run_folder
 import tables
 from buffer import Batch, Collector, sample_mixed
 from clock import describe
 from distributed import World
-from envs.vector import Step, VectorEnv
+from envs.vector import Step
 from episodes import Policy, evaluate
 from intervals import interval
 from metrics import plot_curves
@@ -161,11 +162,11 @@ def learn_online(r: Run) -> None:
     names = [name for name in r.mine for _ in range(cfg.envs_per_task)]
     task = torch.tensor([r.setup.tasks.index(name) for name in names], device=r.device)
     longest = max(envs.TASKS[name].episode_length for name in r.setup.tasks)
-    collector = Collector(len(names), longest, agent_cfg.obs_dim, agent_cfg.action_dim, task.cpu().numpy())
+    collector = Collector(len(names), longest, agent_cfg.input_dim, agent_cfg.action_dim, task.cpu().numpy())
     acting = Acting(names, task, collector, bool(cfg.ckpt or (r.demo is not None and cfg.pretrain_updates)))
     with (
         r.interruption,
-        VectorEnv(names, cfg.seed, r.workers, agent_cfg.obs_dim, agent_cfg.action_dim) as vector,
+        observe.environments(r.agent, names, cfg.seed, r.workers) as vector,
         tqdm(total=cfg.steps * r.environments, initial=r.step, desc="online", unit="step", unit_scale=True,
              disable=None if r.world.rank == 0 else True) as bar,
     ):  # fmt: skip
@@ -191,7 +192,7 @@ def learn_online(r: Run) -> None:
             stop_if_asked(r, str(r.step))
 
 
-def begin_episodes(r: Run, acting: Acting, vector: VectorEnv) -> None:
+def begin_episodes(r: Run, acting: Acting, vector: observe.VectorEnv | observe.Seeing) -> None:
     """At the start and after every checkpoint all environments begin new episodes; an evaluation comes before."""
     cfg, agent_cfg, count = r.setup.cfg, r.agent.cfg, len(acting.names)
     if r.state.vector_step and r.state.vector_step % cfg.eval_every == 0:

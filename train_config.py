@@ -48,6 +48,8 @@ class Train:
     """replace a run that is already in the folder"""
     ckpt: Path | None = None
     """start from this agent: its network, then new tasks, embeddings and cold optimisers"""
+    image_weights: Path | None = None
+    """weights of --image-encoder dinov2: Meta's dinov2_vitb14_pretrain.pth, or Hugging Face's model.safetensors"""
     instruction: str = ""
     """what to do, in your own words; for a single task, instead of the table's instruction"""
     seed: int = 0
@@ -222,6 +224,7 @@ def go_on(folder: Path, tasks: str, args: list[str]) -> Setup:
     try:
         before = Train(**{**stored, "agent": Config(**stored["agent"])})
         before = replace(before, resume=folder, folder=folder, ckpt=before.ckpt and Path(before.ckpt))
+        before = replace(before, image_weights=before.image_weights and Path(before.image_weights))
         agent_config.check(before.agent)
         command.check_fields(before, RANGES)
     except (TypeError, KeyError, ValueError) as error:
@@ -231,23 +234,27 @@ def go_on(folder: Path, tasks: str, args: list[str]) -> Setup:
     envs.require_named(before.tasks.split(","), tasks, folder / "config.json")
     cfg = tyro.cli(Train, default=before, args=args)
     changed = [f.name for f in fields(Train) if getattr(cfg, f.name) != getattr(before, f.name)]
-    if set(changed) - {"steps", "workers"}:
+    if set(changed) - {"steps", "workers", "image_weights"}:
         raise ValueError(f"--resume continues {folder} as it is; it can't change {', '.join(changed)}")
     return Setup(cfg, envs.select(cfg.tasks), {})
 
 
-def inputs(rows: list[envs.Task]) -> dict[str, int]:
+def inputs(rows: list[envs.Task], obs: str) -> dict[str, int]:
     """The sizes that an agent of these tasks needs. Own tasks may terminate, which takes one more input (buffer.py)."""
-    return {"obs_dim": max(t.obs_dim + (":" in t.name) for t in rows), "action_dim": max(t.action_dim for t in rows)}
+    obs_dim = max(t.obs_dim * (obs != "rgb") + (":" in t.name) for t in rows)
+    return {"obs_dim": obs_dim, "action_dim": max(t.action_dim for t in rows)}
 
 
 def fit(cfg: Train, default: Train) -> Train:
     """Own tasks may be larger and longer than the benchmark's: sizes of a new agent grow, and so does a default."""
     rows = [envs.TASKS[name] for name in envs.select(cfg.tasks)]
+    if cfg.agent.obs == "rgb":
+        cfg = replace(cfg, agent=replace(cfg.agent, obs_dim=0))
     if not any(":" in t.name for t in rows):
         return cfg
     if not cfg.ckpt:
-        sizes = {name: max(getattr(cfg.agent, name), needed) for name, needed in inputs(rows).items()}
+        needed = inputs(rows, cfg.agent.obs)
+        sizes = {name: max(getattr(cfg.agent, name), least) for name, least in needed.items()}
         cfg = replace(cfg, agent=replace(cfg.agent, **sizes))
     if cfg.eval_every == default.eval_every:
         cfg = replace(cfg, eval_every=max(cfg.eval_every, *(t.episode_length for t in rows)))
@@ -290,8 +297,8 @@ def check(setup: Setup, processes: int, local: int) -> None:
     """
     from buffer import gigabytes
 
-    cfg, tasks, _ = setup
-    agent_config.check(cfg.agent)
+    (cfg, tasks, _), a = setup, setup.cfg.agent
+    agent_config.check(a)
     command.check_fields(cfg, RANGES)
     if cfg.instruction and len(tasks) > 1:
         raise ValueError(f"--instruction is for a single task, --tasks names {len(tasks)}")
@@ -311,12 +318,12 @@ def check(setup: Setup, processes: int, local: int) -> None:
         raise ValueError(f"a process's share of buffer_steps, {cfg.buffer_steps // processes}, can't hold one episode")
     count = len(tasks) * cfg.envs_per_task // processes * local
     needed = {
-        "the buffer": (cfg.buffer_steps // processes * local, "--buffer-steps"),
-        "unfinished episodes of all environments": (count * (longest + 1), "--envs-per-task"),
+        "the buffer": (cfg.buffer_steps // processes * local, "--buffer-steps", a.obs_dim, a.feature_dim),
+        "unfinished episodes of all environments": (count * (longest + 1), "--envs-per-task", a.input_dim, 0),
     }
     free = psutil.virtual_memory().available / 1e9
-    for what, (rows, setting) in needed.items():
-        size = gigabytes(rows, cfg.agent.obs_dim, cfg.agent.action_dim)
+    for what, (rows, setting, obs_dim, feature_dim) in needed.items():
+        size = gigabytes(rows, obs_dim, a.action_dim, feature_dim=feature_dim)
         if size > free:
             raise ValueError(f"{size:.1f} GB are needed for {what}, {free:.1f} GB are free; lower {setting}")
         free -= size

@@ -8,6 +8,7 @@ Contract of every environment here:
     state    get_state() is a dict of numpy arrays and numbers, set_state(it) continues exactly from there
     name     the task's
     render   (224, 224, 3) uint8; OpenGL is loaded at the first frame, so training on states needs none
+    frames   full, or fast: where MuJoCo draws, without shadows, reflections and multisampling; set before the first one
 Tasks of your own (envs/custom.py) may end earlier, for good (terminated) or not (truncated), and have no score: NaN.
 Simulators are imported inside their maker: a missing one only matters for its own tasks.
 
@@ -166,24 +167,28 @@ def require_real_assets(required: bool) -> None:
 STAND_IN_NOTE = "* with stand-ins for assets that aren't on this machine (envs/maniskill_assets.py): not comparable"
 
 
-def make(name: str, seed: int = 0, render_mode: str | None = None) -> gym.Env:
+def make(name: str, seed: int = 0, render_mode: str | None = None, frames: str = "full") -> gym.Env:
     """One environment that keeps the contract at the top of this file.
 
     name         a key of TASKS
     seed         seeds `env.np_random` as reset(seed=) does: a first reset() without a seed is reproducible too
     render_mode  None or "rgb_array"; with both, render() draws
-    Raises ValueError (unknown task, bad render_mode), ImportError that names the pip package of a missing simulator.
+    frames       full or fast, see above
+    Raises ValueError (unknown task, bad render_mode or frames), ImportError that names the pip package of a missing
+    simulator.
     """
     task = _check(name)
     if render_mode not in (None, "rgb_array"):
         raise ValueError(f"render_mode is None or 'rgb_array', not {render_mode!r}")
+    if frames not in ("full", "fast"):
+        raise ValueError(f"frames are full or fast, not {frames!r}")
     module, package = MAKERS.get(task.domain, ("custom", "the packages that it imports"))
     try:
         with import_without_gl() if task.split != "own" else nullcontext():  # those draw by themselves
             env = importlib.import_module(f"{__name__}.{module}").make(task, seed, render_mode)
     except ModuleNotFoundError as error:
         raise ImportError(f"task {name!r} needs `pip install {package}` ({error})") from error
-    env.name = name
+    env.name, env.frames = name, frames
     return env
 
 

@@ -97,7 +97,7 @@ class DMControl(gym.Env):
 
     def render(self) -> np.ndarray:
         physics = self._env.physics
-        self._camera = self._camera or Camera(physics.model.ptr, self._camera_index)
+        self._camera = self._camera or Camera(physics.model.ptr, self._camera_index, self.frames)
         return self._camera.frame(physics.data.ptr)
 
     def close(self):

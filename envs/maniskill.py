@@ -157,8 +157,9 @@ class ManiSkill(gym.Env):
             except RuntimeError as error:  # no driver, an old one, no device: all the same to the user
                 why = " ".join(str(error).split())
                 raise RuntimeError(
-                    f"no frames: Vulkan doesn't start: {why}. On Debian (13 or later) or Ubuntu (24.04 or later): "
-                    f"`apt-get install mesa-vulkan-drivers libvulkan1`, or a GPU with its own Vulkan driver"
+                    f"no frames: Vulkan doesn't start: {why}. On Debian (13, or 12 with its backports) or Ubuntu "
+                    f"(24.04 or later): `apt-get install mesa-vulkan-drivers libvulkan1`, or a GPU with its "
+                    "own Vulkan driver"
                 ) from error
         self._twin.scene.set_sim_state(self._sim.scene.get_sim_state())
         return self._twin.render()[0].cpu().numpy()

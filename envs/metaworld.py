@@ -119,7 +119,7 @@ class MetaWorld(gym.Env):
         self.np_random.bit_generator.state = state["rng"]
 
     def render(self) -> np.ndarray:
-        self._camera = self._camera or Camera(self._env.model, self._env.model.camera(CAMERA).id)
+        self._camera = self._camera or Camera(self._env.model, self._env.model.camera(CAMERA).id, self.frames)
         return self._camera.frame(self._env.data)[::-1].copy()  # this camera hangs upside down
 
     def close(self):

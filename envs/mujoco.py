@@ -110,7 +110,7 @@ class MuJoCo(gym.Env):
     def render(self) -> np.ndarray:
         if self._camera is None:
             model, mujoco = self._env.model, self._mujoco
-            self._camera = Camera(model, model.camera("track").id if model.ncam else -1)
+            self._camera = Camera(model, model.camera("track").id if model.ncam else -1, self.frames)
             if not model.ncam:  # look from above at the middle of the model
                 rest, view = mujoco.MjData(model), self._camera.view
                 mujoco.mj_kinematics(model, rest)

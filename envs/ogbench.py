@@ -154,7 +154,7 @@ class OGBench(gym.Env):
         mujoco.mj_fwdPosition(model, data)  # for a frame before the next step
 
     def render(self) -> np.ndarray:
-        self._camera = self._camera or Camera(self._body.model, self._view())
+        self._camera = self._camera or Camera(self._body.model, self._view(), self.frames)
         return self._camera.frame(self._body.data)
 
     def close(self):

@@ -111,7 +111,7 @@ class RoboDesk(gym.Env):
         if self._camera is None:
             view = mujoco.MjvCamera()  # none of the model's cameras, and closer than the package's own
             view.distance, view.azimuth, view.elevation, view.lookat = 1.4, 90, -60, (0, 0.535, 1.1)
-            self._camera = Camera(self._env.physics.model.ptr, view)
+            self._camera = Camera(self._env.physics.model.ptr, view, self.frames)
         return self._camera.frame(self._env.physics.data.ptr)
 
     def close(self):

@@ -17,7 +17,7 @@ by kill -9, and the shared memory is a file without a name, whose descriptor the
 Faults: an environment that raises or gives numbers that are not finite is made anew by its worker; a worker that dies
 or stays silent is replaced, with all its environments. What was begun is lost (`Step.dropped`), the next episode begins
 at once, and one line on stderr says so. A task that fails MAX_FAILURES times before it finishes an episode ends it all.
-Test: pytest tests/test_vector.py
+Test: pytest tests/test_vector.py tests/test_frames.py
 """
 
 import ctypes
@@ -27,16 +27,13 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import time
 import traceback
-import types
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
-from multiprocessing.resource_tracker import ensure_running
 from multiprocessing.util import Finalize
 from typing import NamedTuple
 
@@ -45,13 +42,18 @@ import machine
 import numpy as np
 
 import envs
+from envs.processes import end_all, end_with_parent, hidden_from_signals, light_spawn
 
 # Milliseconds per agent step of one core, median over tasks with random actions: only for sharing out the work.
 STEP_MS = {"dmcontrol": 0.2, "dmcontrol-ext": 0.2, "metaworld": 0.6, "maniskill": 5, "mujoco": 0.15, "box2d": 0.15,
            "robodesk": 8, "ogbench": 0.7, "miniarcade": 0.1, "atari": 0.4}  # fmt: skip
+# The same of a fast frame (camera.py), and 3 for the rest. One encoded by the learner takes 35 besides.
+FRAME_MS = {"dmcontrol": 5, "dmcontrol-ext": 5, "metaworld": 12, "maniskill": 55, "mujoco": 5, "robodesk": 22,
+            "ogbench": 6}  # fmt: skip
+FRAME = 224  # pixels, both sides
 MAX_FAILURES = 3  # of one task without a finished episode in between; then the run ends
 BUILD_TIMEOUT_S = 300  # a worker's first answer comes after it has imported its simulators and built its environments
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+NO_FRAMES = "no frames: "  # how messages begin that name the library which is missing: not the place in a program
 
 
 class Step(NamedTuple):
@@ -79,20 +81,27 @@ def _views(memory, n: int, obs_dim: int, action_dim: int, workers: int) -> dict[
     return views
 
 
+def _frames(memory, n: int) -> np.ndarray:
+    """(2, n, 224, 224, 3) uint8: what each environment shows now, and what it showed when it last ended."""
+    return np.frombuffer(memory, np.uint8).reshape(2, n, FRAME, FRAME, 3)
+
+
 def episode_seed(seed: int, task: str, copy: int, k: int) -> int:
     """Seed of the k-th episode of a task's environment; copy: how many of the same task come before it."""
     return int(np.random.SeedSequence([seed, zlib.crc32(task.encode()), copy, k]).generate_state(1)[0])
 
 
-def share_out(tasks: Sequence[str], workers: int) -> list[list[int]]:
+def share_out(tasks: Sequence[str], workers: int, frames: bool = False) -> list[list[int]]:
     """Indices of the environments of each worker: the longest first, to the worker with least to do.
+
+    frames: each step is also drawn.
 
     ManiSkill's come before all others and go to as few workers as can hold them within a fair share of the work: its
     packages (torch, SAPIEN) take 500 MB of each process that loads them.
     """
     domain = [envs.TASKS[task].domain if task in envs.TASKS else "" for task in tasks]
-    cost = [STEP_MS.get(name, 1.0) for name in domain]
-    each = max(1, int(sum(cost) / workers / STEP_MS["maniskill"]))
+    cost = [STEP_MS.get(name, 1.0) + frames * FRAME_MS.get(name, 3) for name in domain]
+    each = max(1, int(sum(cost) / workers / (STEP_MS["maniskill"] + frames * FRAME_MS["maniskill"])))
     few = min(workers, math.ceil(domain.count("maniskill") / each))
     load, shares = [0.0] * workers, [[] for _ in range(workers)]
     for i in sorted(range(len(tasks)), key=lambda i: (domain[i] != "maniskill", -cost[i])):
@@ -102,7 +111,7 @@ def share_out(tasks: Sequence[str], workers: int) -> list[list[int]]:
     return [sorted(share) for share in shares]
 
 
-def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode, alike) -> None:
+def _work(pipe, memory, pictures, worker, share, tasks, sizes, seed, make, render_mode, alike) -> None:
     """A worker: build its environments, then answer messages until the parent closes the pipe or dies.
 
     Messages: ("ready?",), ("reset", [n episode numbers]), ("step",), ("render", i). Answers: ("ok", frame or None,
@@ -110,9 +119,10 @@ def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode, al
     """
     end_with_parent()  # also in the middle of a step that never ends
     if os.name != "posix":
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # see _hidden_from_signals
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # see hidden_from_signals
     views, made, dims, episode, faults = _views(memory, *sizes), {}, {}, {}, []
     copy = {i: 0 if alike else tasks[:i].count(tasks[i]) for i in share}
+    frames = pictures and _frames(pictures, len(tasks))
 
     def answer(*words) -> None:
         with suppress(ConnectionError):  # nobody listens any more
@@ -124,6 +134,14 @@ def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode, al
         dims[i] = (made[i].observation_space.shape[0], made[i].action_space.shape[0])
         if dims[i][0] > sizes[1] or dims[i][1] > sizes[2]:
             raise ValueError(f"{tasks[i]} has {dims[i]} obs and action dims, more than {sizes[1:3]}")
+        if pictures:  # OpenGL that is missing is no fault of an episode
+            made[i].reset(seed=episode_seed(seed, tasks[i], copy[i], 0))
+            draw(i, 0)
+
+    def draw(i: int, last: int) -> None:
+        """Into frames[last]: 0 what an environment shows now, 1 where its episode ended."""
+        if pictures:
+            frames[last, i] = made[i].render()
 
     def write(i: int, name: str, value, shape: tuple[int, ...] = ()) -> None:
         """Numbers of another shape would be spread over the whole row without a word."""
@@ -146,7 +164,8 @@ def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode, al
                         made.pop(i).close()
                     build(i)
                 obs = made[i].reset(seed=episode_seed(seed, tasks[i], copy[i], number))[0]
-                return write(i, "obs", obs, dims[i][:1])
+                write(i, "obs", obs, dims[i][:1])
+                return draw(i, 0)
             except Exception:
                 faults.append((i, traceback.format_exc()))
                 broken = True
@@ -162,6 +181,7 @@ def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode, al
             row = {"reward": reward, "done": done, "terminated": terminated}
             for name, value in (row | {"score": info["score"], "success": info["success"]}).items():
                 write(i, name, value)
+            draw(i, int(done))
         except Exception:
             faults.append((i, traceback.format_exc()))
             views["done"][i], done = False, False
@@ -187,67 +207,8 @@ def _work(pipe, memory, worker, share, tasks, sizes, seed, make, render_mode, al
             views["at"][worker] = -1  # before the answer: from then on nobody is to blame
             answer("ok", frame, faults)
             faults.clear()
-    except Exception:  # a simulator's: the parent hears of it. A closed pipe's: nobody does
-        answer("error", traceback.format_exc())
-
-
-@contextmanager
-def light_spawn():
-    """Children neither import the program that was started (train.py would load torch into each) nor use threads.
-
-    Spawn runs the file of `__main__` again in every child, if it has one; a bare module in its place has none. The
-    number of threads must be in the environment before a child imports numpy: setting it there would be too late.
-    """
-    main, before = sys.modules["__main__"], {name: os.environ.get(name) for name in THREADS}
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def end_with_parent() -> None:
-    """First call in a child process: one whose parent was killed would wait for work, or be busy with it, for ever."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-@contextmanager
-def _hidden_from_signals():
-    """Children started here get no SIGINT, SIGTERM or SIGHUP: those may reach every process, but the parent decides.
-
-    A mask is inherited, so it holds from a child's first moment; the caller gets its signal when the block ends.
-    Windows has no masks: there workers refuse Ctrl-C themselves (`_work`), and nothing else reaches them.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    ensure_running()  # Python starts its resource tracker with the first child, and that lifts the mask again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end(pipes: dict, processes: dict) -> None:
-    """Workers end when their pipes close; whatever still lives after a second, or a Ctrl-C meanwhile, is killed."""
-    for pipe in pipes.values():
-        pipe.close()
-    end = time.monotonic() + 1
-    try:
-        for process in processes.values():
-            process.join(max(0.0, end - time.monotonic()))
-    finally:
-        for process in processes.values():
-            process.kill()
-        for process in processes.values():
-            process.join()
-        pipes.clear()
-        processes.clear()
+    except Exception as error:  # a simulator's: the parent hears of it. A closed pipe's: nobody does
+        answer("error", str(error) if str(error).startswith(NO_FRAMES) else traceback.format_exc())
 
 
 class VectorEnv:
@@ -267,6 +228,7 @@ class VectorEnv:
         action_dim: int = 16,
         make: Callable = envs.make,
         render_mode: str | None = None,
+        frames: bool = False,
         timeout_s: float = 120,
         alike: bool = False,
     ):
@@ -275,6 +237,7 @@ class VectorEnv:
         tasks      one name per environment; a name may come several times
         workers    processes, default one per core, at most one per environment
         make       make(name, seed, render_mode) -> gymnasium.Env; it must be importable by name (not from a script)
+        frames     also draw what the environments show after each reset and step: `frames`; needs render_mode
         timeout_s  a worker that is silent for so long is replaced
         alike      episode k of a task is the same in each of its copies: all are the first
         Raises ValueError (no task, sizes below 1, make is not importable); RuntimeError if an environment cannot be
@@ -287,18 +250,21 @@ class VectorEnv:
         self.tasks, self.n = list(tasks), n
         self.finished, self.dropped = np.zeros(n, int), np.zeros(n, int)
         self._action_shape, self._timeout_s, self._waiting = (n, action_dim), timeout_s, False
-        self._share = share_out(tasks, workers)
+        self._share = share_out(tasks, workers, frames)
         self._every = range(workers)
         self.episode = np.zeros(n, int)  # number of each environment's current one
         self._failures = Counter()  # of each task since it finished an episode
         self._losses = Counter()  # of each worker since it completed a step
         self._pipes, self._processes = {}, {}
         # For those who never call close(): at exit, Python would send SIGTERM, which workers do not get, and then wait.
-        self._end = Finalize(self, _end, (self._pipes, self._processes), exitpriority=0)
+        self._end = Finalize(self, end_all, (self._pipes, self._processes), exitpriority=0)
         context, sizes = multiprocessing.get_context("spawn"), (n, obs_dim, action_dim, workers)
         # Not SharedMemory: its name would have to live on for replacements, and after kill -9 for ever.
         self._memory = context.RawArray(ctypes.c_float, n * (2 * obs_dim + action_dim + 5) + workers)
         self._views = _views(self._memory, *sizes)  # zeros; the padding is never written
+        self._pictures = context.RawArray(ctypes.c_uint8, 2 * n * FRAME * FRAME * 3) if frames else None
+        # Shared: until the next send, (n, 224, 224, 3) uint8, of `obs`; and of `final_obs`, where done.
+        self.frames, self.final_frames = _frames(self._pictures, n) if frames else (None, None)
         self._context, self._settings = context, (self.tasks, sizes, seed, make, render_mode, alike)
         with self._close_unless_done():
             with light_spawn():
@@ -313,17 +279,18 @@ class VectorEnv:
                 lost = self._answers(lost, BUILD_TIMEOUT_S)[1]
                 for worker, reason in lost.items():
                     self._losses[worker] += 1
-                    if reason.startswith("Traceback") or self._losses[worker] > 1:  # what raised will raise again
+                    raises = reason.startswith(("Traceback", NO_FRAMES))  # what raised will raise again
+                    if raises or self._losses[worker] > 1:
                         raise RuntimeError(self._what_failed(worker, reason))
                     line = " ".join(self._what_failed(worker, reason).split())
                     sys.stderr.write(f"{line}; a new one is started\n")
 
     def _start(self, workers: Iterable[int]) -> None:
-        with light_spawn(), _hidden_from_signals():
+        with light_spawn(), hidden_from_signals():
             for worker in workers:
                 self._views["at"][worker] = -1
                 pipe, remote = self._context.Pipe()
-                args = (remote, self._memory, worker, self._share[worker], *self._settings)
+                args = (remote, self._memory, self._pictures, worker, self._share[worker], *self._settings)
                 process = self._context.Process(target=_work, args=args, daemon=True)
                 process.start()
                 remote.close()  # else a dead worker would not close the pipe
@@ -488,6 +455,7 @@ class VectorEnv:
         """End the workers and free the memory. Safe to call twice."""
         self._end()
         self._views, self._memory, self._waiting = {}, None, False
+        self._pictures = self.frames = self.final_frames = None
 
     def __enter__(self) -> "VectorEnv":
         return self

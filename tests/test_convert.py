@@ -27,6 +27,7 @@ from test_parity import BATCH, DATA, PARAMS, SIZE, STRIDE
 import agent_config
 import agent_file
 import convert
+import demo_features
 import demo_format
 import demos
 import envs
@@ -141,8 +142,8 @@ def test_a_set_of_tasks_is_found_by_its_action_dims(tasks, tmp_path):
     names = envs.select(tasks)
     emb = torch.randn(len(names), 512, generator=torch.Generator().manual_seed(0))
     state = publish(small(task_dim=512), emb, masks(names), "module.")
-    agent, blind = convert.checkpoint(saved({"model": state}, tmp_path / "soup-S.pt"))
-    assert agent.tasks == tuple(names) and torch.equal(agent.emb, emb) and not blind
+    agent = convert.checkpoint(saved({"model": state}, tmp_path / "soup-S.pt"))
+    assert agent.tasks == tuple(names) and torch.equal(agent.emb, emb) and agent.cfg.obs == "state"
     assert agent.cfg == newt.Config(size="S", obs_dim=128, action_dim=16, task_dim=512)
     if tasks == "all":  # the published count of size S
         assert wm.num_params(agent.params) == 2_143_284
@@ -174,16 +175,24 @@ def test_a_multitask_agent_is_finetuned_on_its_own_tasks(tmp_path):
         prepare.create_agent(Setup(Train(ckpt=out, instruction="Hop"), names[:1], {}), torch.device("cpu"))
 
 
-def test_image_features_are_cut_off_the_encoder(tmp_path, capsys):
-    """[obs, e, feature]: zeros behind are no loss, anything else is said."""
-    for fill in (torch.zeros, torch.ones):
-        weight = torch.cat([PARAMS["encoder.0.weight"], fill(SIZE.enc_dim, 768)], 1)
+def test_image_features_are_kept_in_our_order(tmp_path, capsys):
+    """[obs, e, feature] becomes [obs, feature, e]: the same outputs. Where all are zeros, it is an agent of states."""
+    for fill in (torch.zeros, torch.rand):
+        columns = fill(SIZE.enc_dim, 768)
+        weight = torch.cat([PARAMS["encoder.0.weight"], columns], 1)
         state = publish(PARAMS | {"encoder.0.weight": weight}, DATA["task.emb"], DATA["task.mask"])
         out = tmp_path / f"{fill.__name__}.safetensors"
         convert.main(convert.Checkpoint(saved(state, tmp_path / "soup-rgb.pt"), out, tasks=",".join(TASKS)))
         agent, _ = agent_file.load(out)
-        assert agent.cfg.obs_dim == 16 and torch.equal(agent.params["encoder.0.weight"], PARAMS["encoder.0.weight"])
-        assert ("warning: " in capsys.readouterr().out) == (fill is torch.ones)
+        found, sees = agent.params["encoder.0.weight"], fill is torch.rand
+        assert agent.cfg.obs_dim == 16 and ("--image-weights" in capsys.readouterr().out) == sees
+        if not sees:
+            assert agent.cfg.obs == "state" and torch.equal(found, PARAMS["encoder.0.weight"])
+            continue
+        assert agent.cfg.features == "dinov2 published full" and agent.cfg.obs == "state+rgb"
+        obs, feature, emb = torch.rand(16), torch.rand(768), torch.rand(agent.cfg.task_dim)
+        wanted = weight @ torch.cat([obs, emb, feature])  # as published
+        assert torch.allclose(found @ torch.cat([obs, feature, emb]), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +200,7 @@ def test_image_features_are_cut_off_the_encoder(tmp_path, capsys):
 )
 def test_the_scale_of_q(scale, tmp_path):
     content = {"model": publish(small(), None, None), "scale": scale}
-    assert float(convert.checkpoint(saved(content, tmp_path / "walker-walk.pt"))[0].q_scale) == 3.5
+    assert float(convert.checkpoint(saved(content, tmp_path / "walker-walk.pt")).q_scale) == 3.5
 
 
 def test_embeddings_can_be_given(tmp_path, capsys):
@@ -199,7 +208,7 @@ def test_embeddings_can_be_given(tmp_path, capsys):
     cfg = convert.Checkpoint(file, out, tasks=",".join(TASKS))
     assert "--embeddings" in fails(capsys, cfg) and not out.exists()
     save_file({"task_emb": DATA["task.emb"]}, tmp_path / "emb.safetensors")
-    agent, _ = convert.checkpoint(file, ",".join(TASKS), tmp_path / "emb.safetensors")
+    agent = convert.checkpoint(file, ",".join(TASKS), tmp_path / "emb.safetensors")
     assert torch.equal(agent.emb, DATA["task.emb"])
     save_file({"task_emb": DATA["task.emb"][:2]}, tmp_path / "emb.safetensors")
     with pytest.raises(ValueError, match="soup.pt: need 4 task embeddings of 24"):
@@ -260,7 +269,7 @@ def test_numbers_that_no_agent_has(change, content, message, tmp_path, capsys):
 def test_agents_in_half_precision(tmp_path):
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         state = {name: value.to(dtype) for name, value in recorded().items()}
-        agent, _ = convert.checkpoint(saved({"model": state}, tmp_path / "soup.pt"), ",".join(TASKS))
+        agent = convert.checkpoint(saved({"model": state}, tmp_path / "soup.pt"), ",".join(TASKS))
         assert torch.equal(agent.params["pi.1.bias"], PARAMS["pi.1.bias"].to(dtype).float())
 
 
@@ -441,6 +450,22 @@ def agrees(demo: demo_format.Demos, arrays: dict, task: str, count: int = 3) -> 
     assert demo.episode_start.tolist() == [length * i for i in range(count + 1)]
     returns = arrays["reward"].view(count, length)[:, 1:].double().sum(1)
     np.testing.assert_allclose(demo.ret, returns, rtol=1e-5)
+
+
+def test_features_of_demonstrations_are_kept(tmp_path, capsys):
+    arrays, task = episodes("mujoco-reacher"), "mujoco-reacher"
+    arrays["feat"] = torch.randn(len(arrays["obs"]), 768, generator=torch.Generator().manual_seed(0))
+    write(tmp_path / "in", task, arrays)
+    convert.main(convert.Demos(tmp_path / "in", tmp_path / "out"))
+    for weights in ("published", "0123456789ab"):  # a user's own are taken for the same
+        path = tmp_path / "out" / f"{task}.safetensors"
+        demo = demo_features.load(path, task, f"dinov2 {weights} full")
+        np.testing.assert_array_equal(demo.feature, arrays["feat"].half())
+    with pytest.raises(ValueError, match="have no features of lite0"):
+        demo_features.load(path, task, "lite0 0123456789ab full")
+    arrays["feat"] = arrays["feat"][:, :5]
+    write(tmp_path / "in", task, arrays)
+    assert "feat is no (" in fails(capsys, convert.Demos(tmp_path / "in", tmp_path / "out2"))
 
 
 def test_demonstrations_come_through(tmp_path, capsys):

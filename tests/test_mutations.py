@@ -135,7 +135,7 @@ FAULTS = {
         "terminated, rows - horizon, rows - horizon)",
     ),
     "last reward before a termination lost": ("buffer.py", "masked_fill(over[:-1], 0)", "masked_fill(over[1:], 0)"),
-    "absorbing state not marked": ("buffer.py", "[..., -1].masked_fill_(over, 1)", "[..., -1].masked_fill_(over, 0)"),
+    "absorbing state not marked": ("buffer.py", "1:].masked_fill_(over.unsqueeze(-1), 1)", "1:]"),
     "termination forgotten by a file": ("buffer.py", "if terminated.any():", "if False:"),
     "action and reward of the row before": (
         "buffer.py",

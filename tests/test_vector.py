@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import envs
-from envs.vector import STEP_MS, Step, VectorEnv, _hidden_from_signals, episode_seed, share_out
+from envs.processes import hidden_from_signals
+from envs.vector import STEP_MS, Step, VectorEnv, episode_seed, share_out
 
 ROOT = Path(envs.__path__[0]).parent
 
@@ -506,12 +507,12 @@ def ctrl_c_on():
 def test_workers_get_no_signal_that_the_parent_answers(monkeypatch):
     """Also none of a closed terminal. Windows has neither that nor masks."""
     if hasattr(signal, "pthread_sigmask"):
-        with _hidden_from_signals():
+        with hidden_from_signals():
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         assert {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} <= blocked
     for name in ("pthread_sigmask", "SIGHUP", "SIG_BLOCK"):
         monkeypatch.delattr(signal, name, raising=False)
-    with _hidden_from_signals():
+    with hidden_from_signals():
         pass
 
 
