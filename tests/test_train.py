@@ -38,7 +38,7 @@ from command import Interruption, check_fields
 from distributed import World
 
 ROOT = Path(train.__file__).parent
-PATHS = ("folder", "resume", "ckpt")
+PATHS = ("folder", "resume", "ckpt", "image_weights")
 SMALL = (
     "--preset laptop --tasks mw-reach --demo-episodes 2 --pretrain-updates 6 --checkpoint-updates 4 --steps 320 "
     "--seed-episodes 1 --eval-every 100 --eval-episodes 1 --final-episodes 2 --log-every 2 --utd 0.1 --batch-size 16 "
