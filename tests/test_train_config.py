@@ -19,7 +19,7 @@ import train
 import train_config
 from command import check_fields
 
-PATHS = ("folder", "resume", "ckpt")
+PATHS = ("folder", "resume", "ckpt", "image_weights")
 
 
 def test_presets(monkeypatch):
