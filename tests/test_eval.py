@@ -179,10 +179,11 @@ def test_video(tmp_path):
     frames = np.array(imageio.mimread(tmp_path / "grid.mp4", memtest=False)).astype(int)
     assert frames.shape == (200, 112, 224, 3)  # side by side, half size
     halves = frames[:, :, :112], frames[:, :, 112:]
+    # Compression changes every pixel a little; what moves changes some of them by much.
     for half, last in zip(halves, (49, 199), strict=True):
         assert np.ptp(half[0]) > 50  # shows something
-        assert np.abs(half[0] - half[last]).mean() > 0.5  # and something moves
-    assert np.abs(halves[0][60] - halves[0][199]).mean() < 0.4  # what compression makes of a picture that stands still
+        assert (np.abs(half[0] - half[last]) > 60).any()  # and something moves
+    assert not (np.abs(halves[0][60] - halves[0][199]) > 60).any()  # stands still
 
 
 def test_a_file_runs_no_code_unasked(ckpt, tmp_path, monkeypatch, capsys):
@@ -253,8 +254,8 @@ def test_bad_input(args, message, files, capsys):
 
 
 def test_bad_input_from_a_shell(files):
-    done = run_eval(files, "--ckpt", "good.safetensors", "--tasks", "mw-push")
-    check_refused(files, done.returncode, done.stdout, done.stderr, "was not trained on mw-push")
+    done = run_eval(files, "--ckpt", "good.safetensors", "--open-loop", "0")
+    check_refused(files, done.returncode, done.stdout, done.stderr, "from 1 to 100")
 
 
 def test_results_are_on_disk_before_they_are_printed_and_films_cost_only_themselves(
