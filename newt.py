@@ -227,7 +227,7 @@ def _descend(optim: torch.optim.Optimizer, loss: Tensor, clip: float, also: list
     if loss.device.type == "cpu" and not finite:  # nothing to wait for
         raise FloatingPointError(f"loss {float(loss.detach()):g} or its gradient's norm {float(norm):g}")
     # Clipped and, if need be, left out inside of Adam's own kernel: no pass over the gradients, no waiting for a GPU.
-    optim.grad_scale, optim.found_inf = (norm / clip).clamp(min=1), (~finite).float()
+    optim.grad_scale, optim.found_inf = (norm / clip).clamp(min=1).float(), (~finite).float()
     optim.step()
     return norm, finite
 

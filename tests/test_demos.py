@@ -101,7 +101,7 @@ def test_replaying_the_actions_gives_the_same_episode(demo):
 def test_same_seed_same_episodes_other_seed_other_ones(path, demo, tmp_path):
     demo_maker.make_all([TASK], EPISODES, tmp_path / "again", workers=2)  # more workers change nothing
     again = demo_format.load(tmp_path / "again" / path.name, TASK)
-    for one, other in zip(demo[:-1], again[:-1], strict=True):
+    for one, other in zip(demo[:-2], again[:-2], strict=True):  # all but what is told of them
         np.testing.assert_array_equal(one, other)
     assert {k: v for k, v in demo.meta.items() if "cpu" not in k} == {
         k: v for k, v in again.meta.items() if "cpu" not in k
@@ -492,7 +492,7 @@ def test_kill_9_and_again_makes_nothing_twice(tmp_path, words):
     killed, whole = (
         demo_format.load(tmp_path / folder / f"{task}.safetensors", task) for folder in ("killed", "whole")
     )
-    for one, other in zip(killed[:-1], whole[:-1], strict=True):
+    for one, other in zip(killed[:-2], whole[:-2], strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -165,7 +165,7 @@ def test_what_is_there_is_not_played_again(ckpt, tmp_path, monkeypatch, capsys):
     evaluation.main(cfg)
     out, before = capsys.readouterr().out, path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("episodes.VectorEnv", lambda *_, **__: pytest.fail("played again"))
+        patch.setattr("observe.VectorEnv", lambda *_, **__: pytest.fail("played again"))
         evaluation.main(cfg)
         assert capsys.readouterr().out == out and path.read_bytes() == before
         evaluation.main(replace(cfg, episodes=1))

@@ -214,7 +214,7 @@ def test_a_command_that_compares(tmp_path, monkeypatch, capsys):
     page = Page(Path("out/index.html"))
     assert "B against A, worst first" in page.words and len(list(Path("out").glob("evaluation-*.json"))) == 2
     with monkeypatch.context() as patch:
-        patch.setattr("episodes.VectorEnv", lambda *_, **__: pytest.fail("played again"))
+        patch.setattr("observe.VectorEnv", lambda *_, **__: pytest.fail("played again"))
         evaluation.main(cfg)
     for change, message in (
         ({"json": Path("r.json")}, "--json is for a single checkpoint"),

@@ -32,6 +32,7 @@ import run_folder
 import train
 from buffer import Batch, Buffer
 from distributed import World
+from episodes import Episode
 
 ROOT = Path(train.__file__).parent
 SMALL = (
@@ -396,8 +397,8 @@ def test_an_instruction_is_words(words, said, files, monkeypatch, capsys):
 def no_evaluation(monkeypatch):
     """For what happens to folders and claims when a run goes on: evaluating would take most of the time."""
     monkeypatch.setenv("MUJOCO_GL", "disabled")  # nor films
-    played = evaluation.Episode(0.0, 0.0, 0.0, 100)
-    monkeypatch.setattr(evaluation, "evaluate", lambda _, tasks, n, *__: dict.fromkeys(tasks, [played] * n))
+    played = Episode(0.0, 0.0, 0.0, 100)
+    monkeypatch.setattr(train, "evaluate", lambda _, tasks, n, *__: dict.fromkeys(tasks, [played] * n))
 
 
 def test_a_film_that_fails_costs_the_film_only(finished, no_evaluation, tmp_path, monkeypatch, capsys):
