@@ -244,6 +244,8 @@ def make_all(
             todo[-1].read()
         else:
             played.update(meta.get("played", {}))
+    # What takes seconds first: nobody waits for it behind hours of planning.
+    todo.sort(key=lambda work: (not work.recorded or len(work.recorded.seed) < episodes, work.source != "script"))
     if todo:  # a first attempt may take minutes
         try:
             command.try_folder(folder)
