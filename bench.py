@@ -116,7 +116,8 @@ import envs
 import newt
 from buffer import Buffer, gigabytes, sample_mixed
 from envs.browse import time_suite
-from envs.vector import VectorEnv, episode_seed, light_spawn
+from envs.processes import light_spawn
+from envs.vector import VectorEnv, episode_seed
 from eval import pick_device, share_cores
 from train_config import LAPTOP
 

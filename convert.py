@@ -51,11 +51,11 @@ import envs
 import newt
 import torch_file
 import world_model as wm
+from agent_config import FEATURES
 
 PARTS = {"_encoder.state": "encoder", "_dynamics": "dynamics", "_reward": "reward", "_pi": "pi"}
 QS = {"_Qs.online._Qs": "q", "_Qs.target._Qs": "q_target"}
 CONSTANTS = {"log_std_min": wm.LOG_STD_MIN, "log_std_dif": wm.LOG_STD_MAX - wm.LOG_STD_MIN}
-FEATURES = newt.Config(obs="state+rgb").feature_dim
 SEES = {"obs": "state+rgb", "image_encoder": "dinov2", "image_hash": "published", "frames": "full"}
 PUBLISHED = newt.Config(**SEES).features  # of demonstrations, too
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 import command
 import envs
 from demo_format import Demos, episode, join, load, place, save
-from envs.vector import end_with_parent, light_spawn
+from envs.processes import end_with_parent, light_spawn
 from experts import Source, attempt, provenance, settings_of, sources_of, ways_of
 from recordings import Recording
 

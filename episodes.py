@@ -27,7 +27,7 @@ import newt
 import observe
 import planner
 from envs.vector import episode_seed
-from intervals import interval
+from intervals import Estimate, interval
 from open_loop import Ahead
 
 Policy = Literal["planner", "policy", "random"]
@@ -207,6 +207,13 @@ def defined(played: list[Episode]) -> list[Episode]:
         if not np.isnan([getattr(e, field) for e in played]).all():
             played = [e._replace(**{field: float(np.nan_to_num(getattr(e, field)))}) for e in played]
     return played
+
+
+def estimates(played: list[Episode], success_defined: bool) -> dict[str, Estimate]:
+    """Of all that is told of a task's episodes; its success isn't defined where the flag is always 0."""
+    found = {key: interval([getattr(e, key) for e in played], rate=key not in ("ret", "length"))
+             for key in ("ret", "success", "success_any", "score", "length")}  # fmt: skip
+    return found if success_defined else found | dict.fromkeys(("success", "success_any"), Estimate(*[np.nan] * 3))
 
 
 def _next_numbers(names: list[str], results: Results, lost: dict[str, set], missing: dict[str, int]) -> list:

@@ -132,22 +132,22 @@ def record(
     n, small = len(tasks), 2 if len(tasks) > 1 else 1
     ahead = open_loop.Ahead(agent, tasks, look) if look else None
     player = Player(agent, tasks, [0] * n, seed, "planner" if planner else "policy", step, ahead=ahead)
-    rows, obs, clips = [], np.zeros((n, agent.cfg.input_dim), np.float32), [[] for _ in tasks]
+    rows, states, obs, clips = [], [], np.zeros((n, agent.cfg.input_dim), np.float32), [[] for _ in tasks]
     try:
         for i, name in enumerate(tasks):
             rows.append(envs.make(name, seed, "rgb_array", frames=agent.cfg.frames if agent.eyes else "full"))
-            first, _ = rows[i].reset(seed=episode_seed(seed, name, 0, 0))
-            obs[i] = observe.padded(agent, rows[i], first)[0].cpu()
+            states.append(rows[i].reset(seed=episode_seed(seed, name, 0, 0))[0])
         running, title = np.ones(n, bool), "film" if n > 1 else tasks[0]
         total = max(envs.TASKS[name].episode_length for name in tasks)
         with tqdm(total=total, desc=title, unit="step", leave=False, disable=None) as bar:
             while running.any():
                 for i in np.flatnonzero(running):
-                    clips[i].append(rows[i].render()[::small, ::small])
+                    frame = rows[i].render()
+                    clips[i].append(frame[::small, ::small])
+                    obs[i] = observe.padded(agent, rows[i], states[i], frame)[0].cpu()
                 action = player(obs, running)
                 for i in np.flatnonzero(running):
-                    seen, _, *ends, _ = rows[i].step(action[i, : rows[i].action_space.shape[0]])
-                    obs[i] = observe.padded(agent, rows[i], seen)[0].cpu()
+                    states[i], _, *ends, _ = rows[i].step(action[i, : rows[i].action_space.shape[0]])
                     running[i] = not any(ends)
                 bar.update()
     finally:

@@ -72,6 +72,15 @@ def running(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray, np
     return steps, np.array([x.mean() for x in last]), np.array([x.std() for x in last])
 
 
+def read(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """metrics.jsonl, by key: (step, value) of every line that has it. OSError, or what garbage raises."""
+    points = defaultdict(list)
+    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        for key, value in line.items():
+            points[key].append((int(line["step"]), float(value)))
+    return points
+
+
 def plot_curves(metrics: Path, path: Path) -> None:
     """A panel for every task, as PNG: score against environment steps, or return where that says more.
 
@@ -84,10 +93,7 @@ def plot_curves(metrics: Path, path: Path) -> None:
     matplotlib.use("Agg")  # files only: no display is needed
     import matplotlib.pyplot as plt
 
-    points = defaultdict(list)
-    for line in map(json.loads, metrics.read_text(encoding="utf-8").splitlines()):
-        for key, value in line.items():
-            points[key].append((line["step"], value))
+    points = read(metrics)
     found = (re.fullmatch("eval/(.+)/ret", key) for key in points)  # own tasks' names may have slashes
     tasks = sorted(match[1] for match in found if match)
     columns = min(4, len(tasks))

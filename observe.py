@@ -111,11 +111,16 @@ def try_frames(cfg: Config, names: list[str]) -> None:
         VectorEnv(list(first.values()), 0, 1, 1000, 1000, make, "rgb_array", frames=True).close()
 
 
-def padded(agent: newt.Agent, env, obs: np.ndarray) -> torch.Tensor:
-    """What a single environment shows after this state, (1, O+F), on the agent's device. It draws as the agent says."""
+def padded(agent: newt.Agent, env, obs: np.ndarray, frame: np.ndarray | None = None) -> torch.Tensor:
+    """What a single environment shows after this state, (1, O+F), on the agent's device. It draws as the agent says.
+
+    frame: what it shows now, where that was drawn already
+    """
     if not agent.cfg.feature_dim:
         x = torch.zeros(1, agent.cfg.obs_dim, device=agent.device)
         x[0, : len(obs)] = torch.as_tensor(obs)
         return x
-    env.frames = agent.cfg.frames  # counts until the first one is drawn
-    return torch.from_numpy(join(agent.cfg, obs[None], agent.eyes(env.render()[None]))).to(agent.device)
+    if frame is None:
+        env.frames = agent.cfg.frames  # counts until the first one is drawn
+        frame = env.render()
+    return torch.from_numpy(join(agent.cfg, obs[None], agent.eyes(frame[None]))).to(agent.device)

@@ -9,7 +9,6 @@ page are written to.
 Test: pytest tests/test_report.py
 """
 
-import json
 import math
 import re
 import shutil
@@ -26,8 +25,8 @@ import evaluation_file
 import metrics
 import open_loop
 from buffer import replacing
-from episodes import Episode, defined
-from intervals import Estimate, difference, interval, mean_of
+from episodes import Episode, defined, estimates
+from intervals import Estimate, difference, mean_of
 
 MARK = '<meta name="generator" content="newt-evaluation">'
 OURS = re.compile(r"index\.html|evaluation-\w+\.(json|png)|films|films/[^/]+\.mp4|plots|plots/[^/]+\.svg")
@@ -62,10 +61,7 @@ def file_of(folder: Path, ckpt: Path) -> Path:
 def row_of(name: str, about: dict, played: list[Episode]) -> dict:
     """A task of one evaluation: estimates of all that is told, and its episodes."""
     played = defined(played)
-    row = {key: interval([getattr(e, key) for e in played], rate=key not in ("ret", "length"))
-           for key in ("ret", "success", "success_any", "score", "length")}  # fmt: skip
-    if not about["success_defined"]:  # the flag is always 0
-        row |= dict.fromkeys(("success", "success_any"), Estimate(*[math.nan] * 3))
+    row = estimates(played, about["success_defined"])
     return row | about | {"name": name, "id": f"task-{envs.file_name(name)}", "episodes": played}
 
 
@@ -156,18 +152,10 @@ def draw_returns(rows: list[dict | None], path: Path) -> None:
 
 def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Key of a run's metrics -> (step, value). ValueError, one line, if that isn't one's folder."""
-    path, points = run / "metrics.jsonl", defaultdict(list)
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            for key, value in json.loads(line).items():
-                points[key].append((line_step(line), float(value)))
+        return metrics.read(run / "metrics.jsonl")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{run} is no folder of a run with readable metrics.jsonl ({error!s:.100})") from error
-    return points
-
-
-def line_step(line: str) -> int:
-    return int(json.loads(line)["step"])
 
 
 def draw_curve(points: dict[str, list], task: str, path: Path) -> bool:

@@ -1,6 +1,6 @@
 """Results as text: per task, per suite and overall, with intervals, beside what chance and the demonstrations score.
 
-Test: pytest tests/test_eval.py tests/test_tables.py
+Test: pytest tests/test_eval.py
 """
 
 import csv
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 import envs
-from episodes import Results
-from intervals import Estimate, interval, mean_of
+from episodes import Results, estimates
+from intervals import Estimate, mean_of
 
 RESULTS = Path(__file__).parent / "results"
 BASELINES = {"random": ("random_policy", "score_mean"), "demonstrated": ("demos", "score")}  # file and column
@@ -70,10 +70,7 @@ def table(results: Results, unseen: frozenset[str] | set[str] = frozenset()) -> 
 
     suites, every = defaultdict(list), {}
     for name, episodes in results.items():
-        cells = {key: interval([getattr(e, key) for e in episodes], rate=key not in ("ret", "length"))
-                 for key in ("ret", "success", "success_any", "score", "length")}  # fmt: skip
-        if not envs.TASKS[name].success_defined:  # the flag is always 0
-            cells |= dict.fromkeys(("success", "success_any"), Estimate(*[np.nan] * 3))
+        cells = estimates(episodes, envs.TASKS[name].success_defined)
         length = f"{cells['length'].mean:9.1f} ±{cells['length'].half:5.1f}".replace("nan", "  -")
         lines.append(row(label(name, unseen), cells, known.get(name, {})) + length * timed)
         suites[envs.TASKS[name].domain].append(name)

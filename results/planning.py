@@ -40,6 +40,7 @@ import command
 import envs
 import eval as evaluation
 import newt
+import observe
 import planner
 import tables
 import world_model as wm
@@ -98,9 +99,7 @@ class Judge:
         self.gamma, self.zero = float(agent.discount[self.index]), torch.zeros(1, 1, agent.cfg.action_dim)
 
     def padded(self, obs: np.ndarray) -> torch.Tensor:
-        x = torch.zeros(1, self.agent.cfg.obs_dim)
-        x[0, : len(obs)] = torch.as_tensor(obs)
-        return x
+        return observe.padded(self.agent, self.env, obs)
 
     def encode(self, obs: np.ndarray) -> torch.Tensor:
         return wm.encode(self.agent.params, self.padded(obs).unsqueeze(1), self.task)  # (1, 1, Z)

@@ -6,6 +6,7 @@ Run: pytest tests/test_devices.py        (about 10 s on one core)
 """
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_a_number_asked_for_is_noticed(agent):
 
 @pytest.mark.parametrize("elite", ["sample", "mean", "sure"])
 def test_a_decision_stays_on_its_device_and_asks_for_no_number(agent, elite):
-    agent.cfg = newt.Config(**{**vars(CFG), "elite": elite})
+    agent.cfg = replace(CFG, elite=elite)
     n, p, i = CFG.num_samples, CFG.num_pi, CFG.iterations
     noise = planner.Noise(normal(5, H, p, A), normal(i, 5, H, n - p, A), normal(i, 5, n, A), whole(i, 2),
                           normal(5, CFG.num_elites), normal(5, A))  # fmt: skip
