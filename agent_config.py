@@ -32,6 +32,10 @@ class Config:
     """how MuJoCo draws for the encoder; fast: without shadows, reflections and multisampling, ten times cheaper"""
     action_dim: int = 16
     """actions are padded to this many numbers; the largest of the 200 tasks has 12"""
+    obs_norm: Literal["none", "demos"] = "none"
+    """demos: each task's states are standardised by mean and standard deviation of its demonstrations, or of those of
+    other tasks with the same body. A cube that moves by centimetres is as visible then as a joint that moves by radians
+    (results/imitation.csv)"""
     task_dim: int = 384
     """size of the sentence embedding that tells the tasks apart (published: CLIP, 512); 0 for no language"""
     num_bins: int = 101

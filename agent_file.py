@@ -1,6 +1,7 @@
 """An agent as a file: all that eval.py needs, complete or absent, and believed only as far as it was checked.
 
-    tensors   parameters (world_model.py), task_emb (S, G), action_mask (S, A), discount (S,), guided (S,), q_scale ()
+    tensors   parameters (world_model.py), task_emb (S, G), action_mask (S, A), discount (S,), guided (S,), q_scale ();
+              obs_stats (2, S, O) where observations are standardised
     header    JSON under "newt": version, config (newt.Config), tasks (S names), step (environment steps trained)
 
     save(path, agent, step=0, extra={})
@@ -27,7 +28,7 @@ from buffer import write_atomically
 
 FORMAT_VERSION = 1
 # Settings that files of this format may lack; their defaults change nothing for such agents.
-YOUNGER = {"caution", "warm_iterations", "obs", "image_encoder", "image_hash", "frames"}
+YOUNGER = {"caution", "warm_iterations", "obs", "image_encoder", "image_hash", "frames", "obs_norm"}
 STEPS = (0, 10**15)  # range of the header's step
 TABLES = {"task_emb": "emb", "action_mask": "mask", "discount": "discount", "guided": "guided", "q_scale": "q_scale"}
 NAME = re.compile(r"(?!.*\.\.)[\w-](?:[\w.-]*|[\w.-]*:[\w./:-]+)")  # walker-walk, gym:my_envs:lab/Reach-v0; no paths
@@ -36,6 +37,8 @@ NAME = re.compile(r"(?!.*\.\.)[\w-](?:[\w.-]*|[\w.-]*:[\w./:-]+)")  # walker-wal
 def save(path: Path, agent: newt.Agent, step: int = 0, extra: dict | None = None) -> None:
     """Write weights, target, task tables and everything eval.py needs as one self-describing safetensors file."""
     tables = {name: getattr(agent, field) for name, field in TABLES.items()}
+    if agent.obs_stats is not None:
+        tables["obs_stats"] = agent.obs_stats
     meta = {"version": FORMAT_VERSION, "config": asdict(agent.cfg), "tasks": agent.tasks, "step": step, **(extra or {})}
     write_atomically(path, agent.params | tables, {"newt": json.dumps(meta)})
 
@@ -106,6 +109,9 @@ def _agent(meta: dict, tensors: dict[str, Tensor], device: str | torch.device, s
     tables = {name: tensors.pop(name, torch.empty(0)) for name in TABLES}
     shapes = {"task_emb": (len(names), cfg.task_dim), "action_mask": (len(names), cfg.action_dim),
               **dict.fromkeys(("discount", "guided"), (len(names),)), "q_scale": ()}  # fmt: skip
+    if cfg.obs_norm != "none":
+        tables["obs_stats"] = tensors.pop("obs_stats", torch.empty(0))
+        shapes["obs_stats"] = (2, len(names), cfg.input_dim)
     wrong = [k for k, v in tables.items() if v.shape != shapes[k] or v.dtype != torch.float32]
     wrong += misfits(cfg, tensors)
     if wrong:
@@ -121,5 +127,5 @@ def _agent(meta: dict, tensors: dict[str, Tensor], device: str | torch.device, s
         raise ValueError("guided holds other numbers than 0 and 1")
     return newt.create(
         cfg, names, tables["task_emb"], dims.tolist(), tables["discount"].tolist(), seed, device, tensors,
-        float(tables["q_scale"]), guided.bool().tolist(),
+        float(tables["q_scale"]), guided.bool().tolist(), tables.get("obs_stats"),
     )  # fmt: skip

@@ -251,7 +251,10 @@ def told(agent: newt.Agent, tasks: list[str], instruction: str | None, ckpt: Pat
         "guided": torch.ones(len(new)),  # as in finetuning: what was learned of acting is in the policy
     }
     tables = {key: torch.cat([getattr(agent, key)[old], x.to(agent.device)]) for key, x in added.items()}
-    return replace(agent, tasks=(*(agent.tasks[i] for i in old), *new), **tables), sentences
+    names = (*(agent.tasks[i] for i in old), *new)
+    if agent.obs_stats is not None:
+        tables["obs_stats"] = observe.statistics(agent.cfg, names, {}, agent).to(agent.device)
+    return replace(agent, tasks=names, **tables), sentences
 
 
 def main(cfg: Eval) -> None:

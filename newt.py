@@ -59,6 +59,7 @@ class Agent:
     emb: Tensor  # (S, G) frozen sentence embeddings
     mask: Tensor  # (S, A) 1 for the real action dims of each task
     discount: Tensor  # (S,) per agent step
+    obs_stats: Tensor | None  # (2, S, O) mean and standard deviation of observations, where they're standardised
     guided: Tensor  # (S,) 1: hold on to the policy online, by imitation and constrained planning (published: all tasks)
     params: Params
     model_optim: torch.optim.Optimizer  # every part; the policy moves through it in pretraining only
@@ -90,11 +91,13 @@ def create(
     params: Params | None = None,
     q_scale: float = 1.0,
     guided: list[bool] | None = None,
+    obs_stats: Tensor | None = None,
 ) -> Agent:
     """A fresh agent, or one around given parameters (finetuning: new tasks, new embeddings, cold optimisers).
 
-    emb (S, G); action_dims, discounts, guided: one per task. Raises ValueError for sizes that do not fit together and
-    for numbers that cannot be.
+    emb (S, G); action_dims, discounts, guided: one per task; obs_stats (2, S, O): means and standard deviations, of an
+    agent with `obs_norm`; default 0 and 1. Raises ValueError for sizes that do not fit together and for numbers that
+    cannot be.
     """
     check(cfg)
     if emb.shape != (len(tasks), cfg.task_dim):
@@ -103,6 +106,13 @@ def create(
         raise ValueError(f"a task has {max(action_dims)} action dims, the agent only {cfg.action_dim}")
     if min(action_dims) < 1 or not all(0 <= discount <= 1 for discount in discounts) or not emb.isfinite().all():
         raise ValueError("a task without actions, a discount that is not between 0 and 1, or an embedding not finite")
+    if cfg.obs_norm != "none" and obs_stats is None:
+        obs_stats = torch.stack([torch.zeros(len(tasks), cfg.input_dim), torch.ones(len(tasks), cfg.input_dim)])
+    shape = None if cfg.obs_norm == "none" else (2, len(tasks), cfg.input_dim)
+    if (None if obs_stats is None else obs_stats.shape) != shape:
+        raise ValueError(f"obs_norm {cfg.obs_norm} doesn't go with these statistics of observations")
+    if shape and not (obs_stats.isfinite().all() and (obs_stats[1] > 0).all()):
+        raise ValueError("statistics of observations that aren't finite, or a deviation that isn't above 0")
     if not 0 < q_scale < math.inf:
         raise ValueError(f"q_scale must be above 0 and finite, got {q_scale}")
     if params is None:
@@ -127,6 +137,7 @@ def create(
         emb=emb.detach().float().to(device).clone(),  # a file's own memory may be unaligned: sums would differ by a bit
         mask=mask.to(device),
         discount=torch.tensor(discounts, dtype=torch.float32, device=device),
+        obs_stats=None if obs_stats is None else obs_stats.detach().float().to(device).clone(),
         guided=torch.tensor(guided or [True] * len(tasks), dtype=torch.float32, device=device),
         params=params,
         model_optim=model_optim,
@@ -134,6 +145,14 @@ def create(
         q_scale=torch.tensor(float(q_scale), device=device),
         generator=torch.Generator(device=device).manual_seed(seed),
     )
+
+
+def standardised(agent: Agent, obs: Tensor, task: Tensor) -> Tensor:
+    """Observations (..., B, O) of tasks (B,) as the encoder reads them: (obs - mean) / std, at most 10 away from 0."""
+    if agent.obs_stats is None:
+        return obs
+    mean, std = agent.obs_stats[:, task]
+    return ((obs - mean) / std).clamp(-10, 10)
 
 
 PARTS = ("encoder", "dynamics", "reward", "q", "pi")
@@ -173,6 +192,7 @@ def update(
         noise = draw_update_noise(horizon, size * world, dims, num_q, agent.generator)
         noise = UpdateNoise(*(eps[:, mine] for eps in noise[:3]), *noise[3:])
     task = Task(agent.emb, agent.mask, batch.task)
+    batch = batch._replace(obs=standardised(agent, batch.obs, batch.task))
     agent.updates += 1
     # Upstream quirk: the first update already uses factor 2/5000.
     warm = min(1.0, (agent.updates + 1) / cfg.warmup_updates) if phase == "pretrain" and cfg.warmup_updates else 1.0
@@ -299,7 +319,7 @@ def act(
     """
     cfg, generator = agent.cfg, generator or agent.generator
     tables = Task(agent.emb[task], agent.mask[task], torch.arange(len(task), device=obs.device))
-    z = wm.encode(agent.params, obs, tables) if z is None else z
+    z = wm.encode(agent.params, standardised(agent, obs, task), tables) if z is None else z
     if not use_planner:
         shape = (len(task), cfg.action_dim)
         eps = torch.zeros(shape, device=obs.device)

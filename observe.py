@@ -19,6 +19,7 @@ import torch
 import envs
 import newt
 from agent_config import Config
+from demo_format import Demos
 from envs.vector import Step, VectorEnv
 
 
@@ -44,6 +45,35 @@ def join(cfg: Config, state: np.ndarray, feature: np.ndarray) -> np.ndarray:
         out[:, : state.shape[1]] = state
     out[:, cfg.obs_dim :] = feature
     return out
+
+
+STD_MIN = 0.01  # what moves less than this in all demonstrations isn't blown up any further
+
+
+def statistics(cfg: Config, tasks: list[str], files: dict[str, Demos], known: newt.Agent | None = None) -> torch.Tensor:
+    """Mean and standard deviation of each task's observations, (2, S, O): 0 and 1 for features and for what is padded.
+
+    Of its demonstrations (files: task -> Demos). Else of what there is of other tasks with the same body, together;
+    else 0 and 1. known: an agent that learned with its own, whose tasks keep them.
+    """
+    def body(name: str) -> tuple[str, int]:
+        return envs.TASKS[name].embodiment, envs.TASKS[name].obs_dim
+
+    found = {}  # task -> (2, dims)
+    for name, file in files.items():
+        obs = torch.from_numpy(file.obs)
+        found[name] = torch.stack([obs.mean(0), obs.std(0)])
+    for i, name in enumerate(known.tasks if known else ()):
+        if name in envs.TASKS:  # own tasks that nobody has named here are not made to ask for their sizes
+            found[name] = known.obs_stats[:, i, : envs.TASKS[name].obs_dim].cpu()
+    stats = torch.stack([torch.zeros(len(tasks), cfg.input_dim), torch.ones(len(tasks), cfg.input_dim)])
+    for i, name in enumerate(tasks if cfg.obs != "rgb" else ()):
+        alike = [name] if name in found else [other for other in found if body(other) == body(name)]
+        if alike:
+            mean, std = torch.stack([found[other] for other in alike], 1)
+            var = std.square().mean(0) + mean.var(0, unbiased=False)
+            stats[:, i, : body(name)[1]] = torch.stack([mean.mean(0), var.sqrt().clamp(min=STD_MIN)])
+    return stats
 
 
 class Seeing:

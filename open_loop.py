@@ -46,7 +46,8 @@ class Ahead:
 
     def look(self, rows: list[int], x: torch.Tensor, t: int) -> torch.Tensor:
         """x (R, O) -> latents to decide from (R, Z): the observations' at every K-th step, else the predicted ones."""
-        seen, ahead = wm.encode(self.agent.params, x, self._tables(rows)), t % self.every
+        x, ahead = newt.standardised(self.agent, x, self.task[rows]), t % self.every
+        seen = wm.encode(self.agent.params, x, self._tables(rows))
         z = self.z[rows] if ahead else seen
         self.sums[rows, 0, ahead] += (z - seen).square().mean(1).cpu().numpy()  # a row that comes twice counts once
         return z

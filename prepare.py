@@ -124,6 +124,9 @@ def prepare(setup: Setup, world: World, interruption: command.Interruption) -> R
     if not cfg.resume:
         files |= make_demos(cfg, paths, world, agent.cfg.features)
         state.demos = {name: file.ret[: cfg.demo_episodes].tolist() for name, file in files.items()}
+        if agent.cfg.obs_norm != "none":
+            known = agent_file.load(cfg.ckpt, device)[0] if cfg.ckpt else None
+            agent.obs_stats = observe.statistics(agent.cfg, tasks, files, known).to(device)
     without = [name for name in tasks if name not in files]
     if files and without and world.rank == 0:
         print(f"no demonstrations of {', '.join(without)}: online only (`python demos.py make --tasks ...` makes some)")
@@ -219,8 +222,8 @@ def create_agent(setup: Setup, device: torch.device) -> newt.Agent:
     if cfg.ckpt:
         source, _ = agent_file.load(cfg.ckpt, device)
         # The network's shape is the checkpoint's; how to learn and to plan is this run's.
-        shape = {name: getattr(source.cfg, name) for name in ("size", "obs_dim", "action_dim", "task_dim", "num_bins")}
-        shape |= {"image_hash": source.cfg.image_hash}
+        kept = ("size", "obs_dim", "obs_norm", "action_dim", "task_dim", "num_bins", "image_hash")
+        shape = {name: getattr(source.cfg, name) for name in kept}
         params, q_scale = start_from(source, settings, cfg.ckpt), float(source.q_scale)
         settings = replace(settings, **shape)
     small = [f"{name} is {getattr(settings, name)}, these tasks need {needed}"

@@ -102,7 +102,8 @@ class Judge:
         return observe.padded(self.agent, self.env, obs)
 
     def encode(self, obs: np.ndarray) -> torch.Tensor:
-        return wm.encode(self.agent.params, self.padded(obs).unsqueeze(1), self.task)  # (1, 1, Z)
+        x = newt.standardised(self.agent, self.padded(obs), self.index)
+        return wm.encode(self.agent.params, x.unsqueeze(1), self.task)  # (1, 1, Z)
 
     def value(self, z: torch.Tensor) -> float:
         return float(self.model.q_heads(z, self.model.pi(z, self.zero)).mean())

@@ -11,7 +11,7 @@ demonstrations themselves. Scores are those of the last step, in [0, 1].
 import csv
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
@@ -23,11 +23,13 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import agent_file
 import command
+import compiled
 import demo_format
 import envs
 import eval as evaluation
 import language
 import newt
+import observe
 import prepare
 import train_config
 from buffer import Buffer, sample_mixed
@@ -44,33 +46,40 @@ class Pretrain:
     """of demonstrations (demos.py make)"""
     updates: int = 20_000
     """on demonstrations"""
+    shown: int = 20
+    """demonstrations per task"""
     episodes: int = 3
     """evaluated per task"""
     seed: int = 0
     """of network, batches and starts"""
-    agent: Path = Path("pretrained.safetensors")
-    """file for the agent; if it is there, it is evaluated as it is"""
+    file: Path = Path("pretrained.safetensors")
+    """for the agent; if it is there, it is evaluated as it is"""
+    compile: bool = False
+    """torch.compile its updates"""
+    agent: tyro.conf.OmitArgPrefixes[newt.Config] = field(default_factory=lambda: train_config.LAPTOP.agent)
+    """the agent's own settings"""
 
 
 def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
-    settings = train_config.LAPTOP
-    rows = [envs.TASKS[name] for name in tasks]
+    settings, rows = cfg.agent, [envs.TASKS[name] for name in tasks]
     emb = language.embed([row.sentence for row in rows])
     dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
-    agent = newt.create(settings.agent, tasks, emb, dims, discounts, cfg.seed)
     files = {name: demo_format.load(cfg.folder / f"{name}.safetensors", name) for name in tasks}
-    total = sum(int(file.episode_start[-1]) for file in files.values())
-    buffer = Buffer(total, settings.agent.obs_dim, settings.agent.action_dim)
-    prepare.fill(buffer, files, tasks, 10)
+    stats = None if settings.obs_norm == "none" else observe.statistics(settings, tasks, files)
+    agent = newt.create(settings, tasks, emb, dims, discounts, cfg.seed, obs_stats=stats)
+    if cfg.compile:
+        compiled.compile_agent(agent, ("pretrain",), settings.batch_size, 8)
+    buffer = Buffer(sum(int(f.episode_start[-1]) for f in files.values()), settings.obs_dim, settings.action_dim)
+    prepare.fill(buffer, files, tasks, cfg.shown)
     generator = torch.Generator().manual_seed(cfg.seed)
     with tqdm(range(cfg.updates), desc="pretraining", unit="update", disable=None) as bar:
         for count in bar:
-            batch = sample_mixed(buffer, None, settings.agent.batch_size, settings.agent.horizon, generator, "task")
+            batch = sample_mixed(buffer, None, settings.batch_size, settings.horizon, generator, "task")
             # The rate falls to a twentieth, as in the preset's online part: the last updates average, not wander.
             metrics = newt.update(agent, batch, "pretrain", lr_scale=1 - 0.95 * count / cfg.updates)
             if count % 100 == 0:
                 bar.set_postfix(bc=f"{float(metrics['loss/bc']):.3f}", refresh=False)
-    agent_file.save(cfg.agent, agent, 0)
+    agent_file.save(cfg.file, agent, 0)
     return agent
 
 
@@ -78,11 +87,11 @@ def main(cfg: Pretrain) -> None:
     tasks = [name for name in envs.select("all") if (cfg.folder / f"{name}.safetensors").is_file()]
     if not tasks:
         raise FileNotFoundError(f"no demonstrations in {cfg.folder}")
-    evaluation.share_cores(train_config.LAPTOP.agent.size)
-    if cfg.agent.is_file():
-        print(f"{cfg.agent} is there: it is evaluated, nothing is pretrained")
-        agent = agent_file.load(cfg.agent)[0]
-        envs.require_named(agent.tasks, "", cfg.agent)
+    evaluation.share_cores(cfg.agent.size)
+    if cfg.file.is_file():
+        print(f"{cfg.file} is there: it is evaluated, nothing is pretrained")
+        agent = agent_file.load(cfg.file)[0]
+        envs.require_named(agent.tasks, "", cfg.file)
     else:
         agent = pretrain(cfg, tasks)
     played = evaluate(agent, list(agent.tasks), cfg.episodes, cfg.seed, "policy")
@@ -92,10 +101,10 @@ def main(cfg: Pretrain) -> None:
     for name, episodes in played.items():
         shown = demo_format.load(cfg.folder / f"{name}.safetensors", name)
         rows.append({
-            "task": envs.label(name), "suite": envs.TASKS[name].domain, "demonstrations": min(10, len(shown.ret)),
+            "task": envs.label(name), "suite": envs.TASKS[name].domain, "demonstrations": min(cfg.shown, len(shown.ret)),
             "random_return": float(chance[name]["return_mean"]), "random_score": float(chance[name]["score_mean"]),
             "cloned_return": np.mean([e.ret for e in episodes]), "cloned_score": np.mean([e.score for e in episodes]),
-            "demonstrated_return": shown.ret[:10].mean(), "demonstrated_score": shown.score[:10].mean(),
+            "demonstrated_return": shown.ret[: cfg.shown].mean(), "demonstrated_score": shown.score[: cfg.shown].mean(),
         })  # fmt: skip
     with open(HERE / "pretrain.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
