@@ -115,9 +115,8 @@ def learn(r: Run, phase: losses.Phase) -> dict[str, torch.Tensor]:
     source = (r.demo, r.online) if phase == "online" else (r.demo, None)
     size = agent.cfg.batch_size // world.size
     batch = sample_mixed(*source, size, agent.cfg.horizon, r.own.sampler, cfg.sampling)
-    if r.device.type == "cuda":  # from pinned memory the copy is made while this process goes on
-        batch = Batch(*(x.pin_memory() for x in batch))
-    batch = Batch(*(x.to(r.device, non_blocking=True) for x in batch))
+    pinned = r.device.type == "cuda"  # from such memory the copy is made while this process goes on
+    batch = Batch(*((x.pin_memory() if pinned else x).to(r.device, non_blocking=pinned) for x in batch))
     lr_scale = 1 + (cfg.lr_end - 1) * r.state.vector_step / cfg.steps  # vector_step is 0 in pretraining
     r.state.updates += 1
     return newt.update(agent, batch, phase, None, lr_scale, world.rank, world.size)
