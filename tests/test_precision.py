@@ -14,6 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_compiled import agent, batches
+from test_devices import DEVICE
+from test_devices import agent as agent_on_device  # noqa: F401  a fixture
+from test_devices import update as update_on_device
 from test_eval_command import an_agent
 from test_train import SMALL, assert_same_run, command
 
@@ -91,6 +94,13 @@ def test_what_is_rounded():
     assert low == {f"{layer}.{what}" for layer in (*layers, "dynamics.2") for what in ("weight", "bias")}
     assert all(value.dtype in (BF16, torch.float32) for value in one.weights.values())
     assert all(value.dtype == torch.float32 for value in one.params.values())
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "online"])
+def test_an_update_in_bf16_stays_on_its_device_and_asks_for_no_number(agent_on_device, phase):  # noqa: F811
+    agent_on_device.precision = BF16
+    metrics = update_on_device(agent_on_device, phase)
+    assert {value.device.type for value in metrics.values()} == {DEVICE}
 
 
 @pytest.mark.parametrize("stacked", [False, True])
