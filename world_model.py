@@ -172,10 +172,11 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     In the precision of the weight (`in_precision`); the result is of x's.
     """
-    low = x.to(weight.dtype)
+    if x.dtype != weight.dtype:
+        return _linear(x.to(weight.dtype), weight, bias).to(x.dtype)
     if weight.dim() == 2:
-        return F.linear(low, weight, bias).to(x.dtype)
-    return torch.baddbmm(bias.unsqueeze(1), low, weight.mT).to(x.dtype)
+        return F.linear(x, weight, bias)
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 def _normed(params: Params, layer: str, x: Tensor, activation) -> Tensor:
