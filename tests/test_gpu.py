@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_devices import agent as agent_on_device  # noqa: F401  a fixture
+from test_devices import update as update_on_device
+from torch.overrides import TorchFunctionMode
 
 import envs
 import newt
@@ -95,6 +98,24 @@ def test_no_memory_costs_one_row(gpu, tmp_path, monkeypatch):
     found = rows(cfg.out)
     assert [bool(row["ms"]) for row in found] == [True, False] * 3
     assert found[1]["note"] == "OutOfMemoryError: CUDA out of memory."
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "online"])
+def test_an_update_copies_nothing_to_the_device(agent_on_device, phase):  # noqa: F811
+    """What is made of Python's numbers lies on the CPU first, and CUDA waits for the copy."""
+    asked = set()
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            asked.add(function)
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        torch.tensor([1.0])
+        assert torch.tensor in asked
+        asked.clear()
+        update_on_device(agent_on_device, phase)
+    assert torch.nn.functional.linear in asked and not asked & {torch.tensor, torch.as_tensor, torch.from_numpy}
 
 
 def test_without_a_gpu_it_is_one_line(tmp_path):
