@@ -62,6 +62,7 @@ def rehearsal(agent: newt.Agent, slices: int, environments: int) -> tuple[newt.A
     a, tasks, device = agent.cfg, agent.tasks, agent.device
     dims, discounts = [a.action_dim] * len(tasks), agent.discount.tolist()
     scratch = newt.create(a, tasks, agent.emb, dims, discounts, 0, device)
+    scratch.precision = agent.precision
 
     def zeros(*shape: int, dtype=torch.float32) -> torch.Tensor:
         return torch.zeros(*shape, dtype=dtype, device=device)

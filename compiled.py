@@ -38,12 +38,12 @@ def available(device: torch.device) -> bool:
     return device.type == "cpu" and os.name == "posix" and bool(shutil.which(os.environ.get("CXX", "g++")))
 
 
-def functions() -> newt.Functions:
+def functions(mode: str | None = None) -> newt.Functions:
     """Compiled when they are first called: updates for each shape; decisions for the first number of environments,
-    which is training's, and once more for any number."""
+    which is training's, and once more for any number. mode: of torch.compile; results/gpu.py tries another."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", CACHE)
-    model_loss, policy_loss = (torch.compile(f, dynamic=False) for f in (losses.model_loss, losses.policy_loss))
-    return newt.Functions(model_loss, policy_loss, torch.compile(newt.decide))
+    learning = (torch.compile(f, dynamic=False, mode=mode) for f in (losses.model_loss, losses.policy_loss))
+    return newt.Functions(*learning, torch.compile(newt.decide, mode=mode))
 
 
 def compile_agent(agent: newt.Agent, phases: tuple[losses.Phase, ...], share: int, environments: int) -> None:

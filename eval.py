@@ -65,6 +65,8 @@ class Eval:
     """weights of dinov2, for agents that see with it (vision.py)"""
     device: str = "auto"
     """auto, cpu, cuda or mps"""
+    precision: Literal["auto", "float32", "bf16"] = "float32"
+    """bf16: matrix products of hidden layers in bf16; auto: where that is clearly faster here (precision.py)"""
     workers: int = 0
     """simulator processes; 0: one per core"""
     require_real_assets: bool = False
@@ -89,6 +91,7 @@ import language
 import newt
 import observe
 import open_loop
+import precision
 import report
 from command import run
 from envs.vector import episode_seed
@@ -294,6 +297,11 @@ def one(cfg: Eval, ckpt: Path, path: Path | None) -> dict:
     """Evaluate one checkpoint: its file, its table, its films. -> what the file holds"""
     agent, meta = agent_file.load(ckpt, pick_device(cfg.device), cfg.seed)
     share_cores(agent.cfg.size)
+    low, why = precision.choose(cfg.precision, agent.device, agent.cfg.size, agent.cfg.num_samples)
+    products = "bf16" if low else "float32"
+    agent.precision = precision.DTYPES[products]
+    if cfg.precision == "auto":
+        print(f"precision: {products} ({why})")
     step, tasks = meta["step"], tasks_of(agent, cfg.tasks, ckpt, others=True)
     unseen = {name for name in tasks if name not in agent.tasks}
     agent, sentences = told(agent, tasks, cfg.instruction, ckpt)
@@ -301,7 +309,7 @@ def one(cfg: Eval, ckpt: Path, path: Path | None) -> dict:
     observe.try_frames(agent.cfg, tasks)
     shortest = min(envs.TASKS[name].episode_length for name in tasks)
     looks = open_loop.parse(cfg.open_loop, shortest) if cfg.open_loop else [0]
-    held = evaluation_file.new(ckpt, step, cfg.seed, cfg.planner, cfg.instruction)
+    held = evaluation_file.new(ckpt, step, cfg.seed, cfg.planner, cfg.instruction, products)
     if path:
         held = evaluation_file.go_on(path, held)
     about, known = evaluation_file.about, baselines()
@@ -309,6 +317,7 @@ def one(cfg: Eval, ckpt: Path, path: Path | None) -> dict:
     results = results_of(cfg, agent, step, tasks, looks, held, path)
 
     title = f"step {step}  {cfg.episodes} episodes per task  seed {cfg.seed}  planner {cfg.planner}"
+    title += f"  {products}" * low
     title += f"  up to ±{cfg.until:g}" * bool(cfg.until) + f"  open loop {cfg.open_loop}" * bool(cfg.open_loop)
     title += f"  {sentences[tasks[0]]!r}" * (cfg.instruction is not None)
     if len(looks) == 1:

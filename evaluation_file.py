@@ -1,9 +1,9 @@
 """Evaluations as files: JSON that holds every finished episode while it is being made, and is believed after a check.
 
     {"newt_evaluation": 1, "ckpt": path, "step": environment steps trained, "settings": {"agent": sha256 of the
-     checkpoint, "seed", "planner", "instruction"}, "planner": {task: way it decided}, "about": {task: {"suite",
-     "sentence", "unseen", "stand_in", "success_defined", "random", "demonstrated": scores}}, "tasks": {task: [episode,
-     ...]}, "open_loop": {K: {task: [episode, ...]}}}
+     checkpoint, "seed", "planner", "instruction", "precision"}, "planner": {task: way it decided}, "about": {task:
+     {"suite", "sentence", "unseen", "stand_in", "success_defined", "random", "demonstrated": scores}}, "tasks": {task:
+     [episode, ...]}, "open_loop": {K: {task: [episode, ...]}}}
 
 An episode has the fields of episodes.Episode. JSON has no NaN: what isn't defined is null. Files are complete or
 absent. One that was begun with other settings is refused: numbers of two evaluations must not end up in one table.
@@ -22,14 +22,16 @@ from episodes import Episode, Results
 from open_loop import ERRORS
 
 VERSION = 1
-WORDS = {"agent": "the checkpoint", "seed": "--seed", "planner": "--planner", "instruction": "--instruction"}
+WORDS = {"agent": "the checkpoint", "seed": "--seed", "planner": "--planner", "instruction": "--instruction",
+         "precision": "--precision"}  # fmt: skip
 ABOUT = {"suite": str, "sentence": str, "unseen": bool, "stand_in": bool, "success_defined": bool, "random": float,
          "demonstrated": float}  # fmt: skip
 
 
-def new(ckpt: Path, step: int, seed: int, planner: str, instruction: str | None) -> dict:
+def new(ckpt: Path, step: int, seed: int, planner: str, instruction: str | None, precision: str = "float32") -> dict:
     """An evaluation that is about to begin. OSError if the checkpoint can't be read."""
-    settings = {"agent": fingerprint(ckpt), "seed": seed, "planner": planner, "instruction": instruction}
+    settings = {"agent": fingerprint(ckpt), "seed": seed, "planner": planner, "instruction": instruction,
+                "precision": precision}  # fmt: skip
     return {"newt_evaluation": VERSION, "ckpt": str(ckpt), "step": step, "settings": settings,
             "planner": {}, "about": {}, "tasks": {}, "open_loop": {}}  # fmt: skip
 
@@ -57,6 +59,7 @@ def go_on(path: Path, begun: dict) -> dict:
     if not path.exists() or not path.stat().st_size:
         return begun
     found = load(path)
+    found["settings"].setdefault("precision", "float32")  # as evaluations were that don't know the word
     other = [word for key, word in WORDS.items() if found["settings"][key] != begun["settings"][key]]
     if other:
         raise ValueError(f"{path} holds an evaluation with another value of {', '.join(other)}; it can't be continued: "

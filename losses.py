@@ -160,7 +160,8 @@ def policy_loss(
 
 def update_scale(q_scale: Tensor, q: Tensor, tau: float) -> Tensor:
     """Moving 5..95 percentile range of Q over the batch, at least 1, so that returns of any size give similar steps."""
-    low, high = torch.quantile(q, torch.tensor([0.05, 0.95], device=q.device))
+    # Made on the device: a list would be copied there, and the copy waited for.
+    low, high = torch.quantile(q, torch.linspace(0.05, 0.95, 2, device=q.device))
     return q_scale.lerp((high - low).clamp(min=1), tau)
 
 

@@ -70,10 +70,16 @@ class Agent:
     left_out: Tensor | int = 0  # updates that were not finite
     compiled: Functions | None = None  # the same functions, faster (compiled.py)
     eyes: Callable | None = None  # frames -> features, of an agent that sees (observe.py)
+    precision: torch.dtype = torch.float32  # of hidden layers' matrix products (precision.py)
 
     @property
     def functions(self) -> Functions:
         return self.compiled or Functions(model_loss, policy_loss, decide)
+
+    @property
+    def weights(self) -> Params:
+        """The parameters as the network computes with them."""
+        return wm.in_precision(self.params, self.precision)
 
     @property
     def device(self) -> torch.device:
@@ -200,7 +206,8 @@ def update(
         group["lr"] = _part_lr(cfg, part) * warm * lr_scale
     agent.pi_optim.param_groups[0]["lr"] = cfg.lr * lr_scale
 
-    loss, zs, metrics = agent.functions.model_loss(cfg, params, batch, task, agent.discount[batch.task], noise, phase)
+    discount = agent.discount[batch.task]
+    loss, zs, metrics = agent.functions.model_loss(cfg, agent.weights, batch, task, discount, noise, phase)
     norm, finite = _descend(agent.model_optim, loss, cfg.grad_clip, list(metrics.values()), world)
     metrics["train/grad_norm"] = norm
     targets = [name for name in params if name.startswith("q_target.")]
@@ -212,7 +219,7 @@ def update(
         rho = time_weights(horizon, cfg.rho, batch.obs.device)
         bins = wm.make_bins(cfg.num_bins, device=batch.obs.device)
         loss, pi_metrics = agent.functions.policy_loss(
-            params, zs.detach(), batch.action, task, noise.eps_pi, noise.heads_pi, agent.q_scale, rho, bins,
+            agent.weights, zs.detach(), batch.action, task, noise.eps_pi, noise.heads_pi, agent.q_scale, rho, bins,
             cfg.entropy_coef, cfg.online_bc_coef * agent.guided[batch.task],
         )  # fmt: skip
         # The scale needs the values of the whole batch: each process fills its own part, and the mean collects them.
@@ -319,12 +326,13 @@ def act(
     """
     cfg, generator = agent.cfg, generator or agent.generator
     tables = Task(agent.emb[task], agent.mask[task], torch.arange(len(task), device=obs.device))
-    z = wm.encode(agent.params, standardised(agent, obs, task), tables) if z is None else z
+    weights = agent.weights
+    z = wm.encode(weights, standardised(agent, obs, task), tables) if z is None else z
     if not use_planner:
         shape = (len(task), cfg.action_dim)
         eps = torch.zeros(shape, device=obs.device)
         eps = eps.normal_(generator=generator) if explore else eps
-        action = wm.pi(agent.params, z, tables, eps).action
+        action = wm.pi(weights, z, tables, eps).action
         nothing = torch.zeros_like(warm)
         return Plan(action, nothing, nothing, action.new_zeros(len(task), 1), nothing)
     settings = plan_settings(cfg)
@@ -339,7 +347,7 @@ def act(
             noise.gumbel[rows], noise.final[rows],
         )  # fmt: skip
         plan = decide(
-            agent.params, tables.emb[rows], tables.mask[rows], z[rows], warm[rows], first[rows],
+            weights, tables.emb[rows], tables.mask[rows], z[rows], warm[rows], first[rows],
             agent.discount[task[rows]], own, weight[rows], settings, cfg.num_bins, "sample" if explore else cfg.elite,
         )  # fmt: skip
         return planner.explored(plan, own) if explore else plan

@@ -30,6 +30,7 @@ import language
 import losses
 import newt
 import observe
+import precision
 import run_folder
 from buffer import Buffer
 from clock import Clock, describe, estimate
@@ -105,12 +106,17 @@ def prepare(setup: Setup, world: World, interruption: command.Interruption) -> R
         given = {name: path for name, path in paths.items() if path.is_file() and not to_be_seen(cfg, name)}
         files = {name: demo_features.load(path, name, agent.cfg.features) for name, path in given.items()}
     evaluation.share_cores(agent.cfg.size)
+    share = agent.cfg.batch_size // world.size
+    low, products = precision.choose(cfg.precision, agent.device, agent.cfg.size, share * agent.cfg.horizon)
+    cfg = replace(cfg, precision="float32" if distributed.any_of(not low) else "bf16")
+    agent.precision = precision.DTYPES[cfg.precision]
     hours = estimate(agent, cfg.steps, len(tasks) * cfg.envs_per_task, cfg.utd) / world.size
     compiles, reason = compiled.choose(cfg.compile, agent.device, agent.cfg.size, hours)
     cfg = replace(cfg, compile="on" if distributed.any_of(compiles) else "off")
     setup = setup._replace(cfg=cfg)
     if world.rank == 0:
         announce(setup, agent, world, workers, hours)
+        print(f"precision: {cfg.precision} ({products})")
         print(f"compile: {cfg.compile}{', in the background' * (cfg.compile == 'on')} ({reason})")
         if moved:
             print(moved)
@@ -119,7 +125,7 @@ def prepare(setup: Setup, world: World, interruption: command.Interruption) -> R
         learns_first = state.phase == "pretrain" and (paths or state.demos) and cfg.pretrain_updates
         phases = ("pretrain", "online") if learns_first else ("online",)
         environments = len(tasks) * cfg.envs_per_task // world.size
-        compiling = compiled.begin(agent, phases, agent.cfg.batch_size // world.size, environments)
+        compiling = compiled.begin(agent, phases, share, environments)
 
     if not cfg.resume:
         files |= make_demos(cfg, paths, world, agent.cfg.features)

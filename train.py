@@ -66,7 +66,8 @@ def main(setup: Setup) -> None:
         # machine that lost it counts a restart. A run with other settings in the folder is not the one that was lost.
         again = distributed.any_of(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
         if again and not setup.cfg.resume and run_folder.is_run(folder):
-            known = {**run_folder.read_config(folder), "compile": setup.cfg.compile}  # "auto" has been decided there
+            asked = {"compile": setup.cfg.compile, "precision": setup.cfg.precision}  # "auto" has been decided there
+            known = run_folder.read_config(folder) | asked
             if known == run_folder.as_stored(asdict(setup.cfg)):
                 setup = parse(["--resume", str(folder), "--tasks", setup.cfg.tasks])
         resume = bool(setup.cfg.resume)
@@ -114,7 +115,8 @@ def learn(r: Run, phase: losses.Phase) -> dict[str, torch.Tensor]:
     source = (r.demo, r.online) if phase == "online" else (r.demo, None)
     size = agent.cfg.batch_size // world.size
     batch = sample_mixed(*source, size, agent.cfg.horizon, r.own.sampler, cfg.sampling)
-    batch = Batch(*(x.to(r.device) for x in batch))
+    pinned = r.device.type == "cuda"  # from such memory the copy is made while this process goes on
+    batch = Batch(*((x.pin_memory() if pinned else x).to(r.device, non_blocking=pinned) for x in batch))
     lr_scale = 1 + (cfg.lr_end - 1) * r.state.vector_step / cfg.steps  # vector_step is 0 in pretraining
     r.state.updates += 1
     return newt.update(agent, batch, phase, None, lr_scale, world.rank, world.size)

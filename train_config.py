@@ -61,6 +61,9 @@ class Train:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile updates and decisions, which takes minutes (compiled.py); auto: of small networks on a CPU, where
     there is a C++ compiler and the run is long enough to pay it back. A resumed run does as it began"""
+    precision: Literal["auto", "float32", "bf16"] = "float32"
+    """bf16: matrix products of hidden layers in bf16, the rest in float32; auto: where that is clearly faster here
+    (precision.py). A resumed run does as it began"""
     require_real_assets: bool = False
     """refuse tasks whose assets are stand-ins here, with the command that downloads the real ones"""
 
@@ -220,7 +223,8 @@ def go_on(folder: Path, tasks: str, args: list[str]) -> Setup:
     """The settings of the run in a folder, but for --steps and --workers. tasks: as the user named them, if so."""
     import run_folder
 
-    stored = {"compile": "off", **run_folder.read_config(folder)}  # as runs were that don't know the word
+    # As runs were that don't know these words.
+    stored = {"compile": "off", "precision": "float32", **run_folder.read_config(folder)}
     try:
         before = Train(**{**stored, "agent": Config(**stored["agent"])})
         before = replace(before, resume=folder, folder=folder, ckpt=before.ckpt and Path(before.ckpt))

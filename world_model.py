@@ -167,8 +167,13 @@ def mish(x: Tensor) -> Tensor:
     return torch.addcdiv(x, x, x.exp().add_(1).square_().add_(1), value=-2)  # an infinite s is right here: x
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x W^T + b. A 3-D weight (Q, out, in) is a stacked ensemble: x (Q, M, in) -> (Q, M, out)."""
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b. A 3-D weight (Q, out, in) is a stacked ensemble: x (Q, M, in) -> (Q, M, out).
+
+    In the precision of the weight (`in_precision`); the result is of x's.
+    """
+    if x.dtype != weight.dtype:
+        return _linear(x.to(weight.dtype), weight, bias).to(x.dtype)
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
     return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
@@ -192,10 +197,10 @@ def _first_layer(params: Params, part: str, x: Tensor, action: Tensor | None, ta
     weight, bias = params[f"{part}.0.weight"], params[f"{part}.0.bias"]
     action_dim = 0 if action is None else action.shape[-1]
     w_x, w_emb, w_action = weight.split([x.shape[-1], task.emb.shape[-1], action_dim], -1)
-    out = F.linear(x, w_x, bias)
+    out = _linear(x, w_x, bias)
     if task.emb.shape[-1] > 0:
-        out = out + F.embedding(task.index, F.linear(task.emb, w_emb))
-    return out if action is None else out + F.linear(action, w_action)
+        out = out + F.embedding(task.index, _linear(task.emb, w_emb))
+    return out if action is None else out + _linear(action, w_action)
 
 
 def _mlp(params: Params, part: str, hidden: Tensor, last=None) -> Tensor:
@@ -300,6 +305,21 @@ def init(size: Size, obs_dim: int, action_dim: int, task_dim: int, num_bins: int
                 params[f"{part}.{i}.ln.bias"] = torch.zeros(*stack, d_out)
     params |= {name.replace("q.", "q_target.", 1): v.clone() for name, v in params.items() if name.startswith("q.")}
     return params
+
+
+def in_precision(params: Params, dtype: torch.dtype) -> Params:
+    """The same parameters, with the hidden layers' matrix products in this precision. Gradients reach the given ones.
+
+    Hidden are those whose output is normalised. Others make rewards, values and actions, which plans add up. What is
+    observed isn't rounded either: it has units of its own.
+    """
+    if dtype == torch.float32:
+        return params
+    hidden = {name for name in params if f"{name.rpartition('.')[0]}.ln.weight" in params}
+    return {
+        name: value.to(dtype) if name in hidden and not name.startswith("encoder.0.") else value
+        for name, value in params.items()
+    }
 
 
 def num_params(params: Params) -> int:

@@ -2,8 +2,9 @@
 
     git worktree add ../before 454886d
     python results/speed.py ../before                 eager against eager, then compiled against eager
+    python results/speed.py . --no-compile --bf16     this state against itself, then with products in bf16
 
-Two processes, one for each tree, take turns; only one works at a time. Times are CPU time of the process, in which
+Processes, one for each column, take turns; only one works at a time. Times are CPU time of the process, in which
 other programs' share of the machine doesn't count, medians over --repeats turns; the ratio is that of the medians, with
 the quartiles of the ratios of single turns: above 1, this tree is faster.
 """
@@ -21,9 +22,11 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent.parent
 CASES = {  # what is timed -> (size, batch or environments, samples, iterations)
     "update XS 128": ("update", "XS", 128, {}),
+    "update S 256": ("update", "S", 256, {}),
     "update B 256": ("update", "B", 256, {}),
     "decide XS 128 x 4, 8 envs": ("act", "XS", 8, {"num_samples": 128, "num_elites": 16, "num_pi": 8, "iterations": 4}),
     "decide XS 128 x 4, 1 env": ("act", "XS", 1, {"num_samples": 128, "num_elites": 16, "num_pi": 8, "iterations": 4}),
+    "decide S 512 x 6, 1 env": ("act", "S", 1, {}),
     "decide B 512 x 6, 1 env": ("act", "B", 1, {}),
 }
 
@@ -40,9 +43,11 @@ class Speed:
     """turns"""
     compile: bool = True
     """also this tree compiled"""
+    bf16: bool = False
+    """also this tree with matrix products in bf16, not compiled"""
 
 
-def work(tree: str, cases: tuple[str, ...], compiled: bool, pipe) -> None:
+def work(tree: str, cases: tuple[str, ...], how: str, pipe) -> None:
     """In a process: makes what the cases need out of a tree, then times the one whose name comes through the pipe."""
     sys.path.insert(0, tree)
     import torch
@@ -60,10 +65,12 @@ def work(tree: str, cases: tuple[str, ...], compiled: bool, pipe) -> None:
         torch.manual_seed(0)
         agent = newt.create(cfg, ["task"], torch.randn(1, 384), [6], [0.99])
         h, zeros = cfg.horizon, torch.zeros(count, dtype=torch.long)
-        if compiled:
-            import compiled as compiler
+        if how == "compiled":
+            import compiled
 
-            agent.compiled = compiler.functions()
+            agent.compiled = compiled.functions()
+        if how == "bf16":
+            agent.precision = torch.bfloat16
         if kind == "update":
             obs, action = torch.randn(h + 1, count, cfg.obs_dim), torch.rand(h, count, cfg.action_dim)
             batch = Batch(obs, action * agent.mask[0], torch.randn(h, count), zeros)
@@ -82,12 +89,12 @@ def work(tree: str, cases: tuple[str, ...], compiled: bool, pipe) -> None:
 
 def main(cfg: Speed) -> None:
     context, workers = multiprocessing.get_context("spawn"), {}
-    trees = {"before": (cfg.before, False), "eager": (HERE, False), "compiled": (HERE, True)}
-    if not cfg.compile:
-        del trees["compiled"]
-    for label, (tree, compiled) in trees.items():
+    trees = {"before": cfg.before, "eager": HERE}
+    trees |= {"compiled": HERE} if cfg.compile else {}
+    trees |= {"bf16": HERE} if cfg.bf16 else {}
+    for label, tree in trees.items():
         ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(str(tree.resolve()), cfg.cases, compiled, theirs), daemon=True)
+        process = context.Process(target=work, args=(str(tree.resolve()), cfg.cases, label, theirs), daemon=True)
         process.start()
         theirs.close()  # so that a process that failed is noticed
         ours.recv()

@@ -212,7 +212,7 @@ FAULTS = {
     ),
     "value times scale": ("losses.py", "value / q_scale", "value * q_scale"),
     "scale below 1": ("losses.py", "(high - low).clamp(min=1)", "(high - low)"),
-    "scale of another range": ("losses.py", "[0.05, 0.95]", "[0.05, 0.9]"),
+    "scale of another range": ("losses.py", "linspace(0.05, 0.95,", "linspace(0.05, 0.9,"),
     "imitation over masked dims": ("losses.py", "* mask).sum(-1) / mask.sum(-1)", ").sum(-1) / mask.sum(-1)"),
     "imitation divided by all dims": ("losses.py", "mask).sum(-1) / mask.sum(-1)", "mask).sum(-1) / mask.shape[-1]"),
     "target jumps to the online ensemble": (
