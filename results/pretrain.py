@@ -68,7 +68,7 @@ def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
     stats = None if settings.obs_norm == "none" else observe.statistics(settings, tasks, files)
     agent = newt.create(settings, tasks, emb, dims, discounts, cfg.seed, obs_stats=stats)
     if cfg.compile:
-        compiled.compile_agent(agent, ("pretrain",), settings.batch_size, 8)
+        agent.compiled = compiled.functions()
     buffer = Buffer(sum(int(f.episode_start[-1]) for f in files.values()), settings.obs_dim, settings.action_dim)
     prepare.fill(buffer, files, tasks, cfg.shown)
     generator = torch.Generator().manual_seed(cfg.seed)
@@ -101,7 +101,8 @@ def main(cfg: Pretrain) -> None:
     for name, episodes in played.items():
         shown = demo_format.load(cfg.folder / f"{name}.safetensors", name)
         rows.append({
-            "task": envs.label(name), "suite": envs.TASKS[name].domain, "demonstrations": min(cfg.shown, len(shown.ret)),
+            "task": envs.label(name), "suite": envs.TASKS[name].domain,
+            "demonstrations": min(cfg.shown, len(shown.ret)),
             "random_return": float(chance[name]["return_mean"]), "random_score": float(chance[name]["score_mean"]),
             "cloned_return": np.mean([e.ret for e in episodes]), "cloned_score": np.mean([e.score for e in episodes]),
             "demonstrated_return": shown.ret[: cfg.shown].mean(), "demonstrated_score": shown.score[: cfg.shown].mean(),

@@ -1,4 +1,4 @@
-"""Observations standardised by the statistics of demonstrations: from definitions, and by what an agent then is told."""
+"""Observations standardised by demonstrations' statistics: by definition, in files, and of tasks that are new."""
 
 from dataclasses import replace
 
