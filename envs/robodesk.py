@@ -12,6 +12,7 @@ or the slide is; and its "did not move" part of the slide's reward is always pai
 Test: pytest tests/test_robodesk.py
 """
 
+import logging
 import sys
 
 import gymnasium as gym
@@ -48,6 +49,9 @@ class RoboDesk(gym.Env):
     def __init__(self, task, package, seed: int, render_mode: str | None):
         name = task.name.removeprefix("rd-").replace("-", "_")
         self._env = package(name, reward="dense", action_repeat=task.action_repeat, episode_length=None)
+        # Wherever the hand is sent out of its reach, and that is at most steps of a poor policy, dm_control's inverse
+        # kinematics say so: thousands of lines amid the bars. Whoever asks absl for more gets it.
+        logging.getLogger("absl").setLevel(logging.ERROR)
         # Each of its observations has an image, which costs 50 times the step and fails with today's Pillow.
         self._env.render = lambda resize: None
         self.action_space = gym.spaces.Box(-1, 1, (task.action_dim,), np.float32)

@@ -60,8 +60,8 @@ class Variant:
     symlog: bool = False
     """of observations"""
     emb: str = "1"
-    """length of the sentence embedding; before it, centred: after the tasks' mean is taken away; or orthogonal: a random
-    direction per task instead"""
+    """length of the sentence embedding; before it, centred: after the mean of all is taken away; or orthogonal:
+    a random direction per task instead"""
     error: str = "sample"
     """sample or mean: the policy's action that is compared with the demonstration's"""
 

@@ -380,6 +380,15 @@ print(sys.modules["gym"], "OpenGL" in sys.modules, os.environ.get("MUJOCO_GL"))
     assert run_python(code) == "None False None"
 
 
+def test_a_hand_out_of_reach_says_nothing():
+    """Inverse kinematics that do not converge are ordinary here, and not for a newcomer's screen."""
+    code = (
+        "import envs; env = envs.make('rd-push-red'); env.reset(seed=0); a = env.action_space.high.copy(); "
+        "[env.step(a) for _ in range(20)]"
+    )
+    run_python(code)
+
+
 def test_missing_package_is_named():
     code = """
 import sys
