@@ -55,7 +55,12 @@ def compile_agent(agent: newt.Agent, phases: tuple[losses.Phase, ...], share: in
     scratch.compiled = functions()
     for phase in phases:
         newt.update(scratch, batch, phase)
-    newt.act(scratch, *inputs, explore=True)
+    # Group by group, and so in this thread: a program that is stopped waits for the planners' threads, and these would
+    # be compiling for minutes.
+    most = newt.at_a_time(agent.cfg, environments) if agent.device.type == "cpu" else environments
+    for n in (most, environments % most):
+        if n:
+            newt.act(scratch, *(x[:n] for x in inputs), explore=True)
     agent.compiled = scratch.compiled
     torch._dynamo.config.suppress_errors = True  # shapes that come later and fail are left in eager
 

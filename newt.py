@@ -359,15 +359,19 @@ def act(
         later = settings._replace(iterations=cfg.warm_iterations)
         groups = [(first.nonzero().squeeze(1), settings, decide), ((~first).nonzero().squeeze(1), later, fast)]
     if obs.device.type == "cpu" and not together:
-        cores = max(1, CORES // torch.get_num_threads())
-        most = max(1, min(CPU_PLAN_ROWS // cfg.num_samples, -(-len(task) // cores)))
-        groups = [(part, *how) for rows, *how in groups for part in rows.split(most)]
+        groups = [(part, *how) for rows, *how in groups for part in rows.split(at_a_time(cfg, len(task)))]
     groups = [group for group in groups if len(group[0])]
     if len(groups) == 1:
         return plan_for(*groups[0])
     parts = list(_PLANNERS.map(plan_for, *zip(*groups, strict=True)))
     back = torch.cat([rows for rows, *_ in groups]).argsort()
     return Plan(*(torch.cat(part)[back] for part in zip(*parts, strict=True)))
+
+
+def at_a_time(cfg: Config, environments: int) -> int:
+    """How many of so many environments a CPU's core plans for together."""
+    cores = max(1, CORES // torch.get_num_threads())
+    return max(1, min(CPU_PLAN_ROWS // cfg.num_samples, -(-environments // cores)))
 
 
 CPU_PLAN_ROWS = 2048  # plans evaluated at once by a core
