@@ -52,6 +52,8 @@ class Pretrain:
     """evaluated per task"""
     seed: int = 0
     """of network, batches and starts"""
+    ckpt: Path | None = None
+    """go on from this agent, of these settings, with cold optimisers"""
     file: Path = Path("pretrained.safetensors")
     """for the agent; if it is there, it is evaluated as it is"""
     compile: bool = False
@@ -60,13 +62,21 @@ class Pretrain:
     """the agent's own settings"""
 
 
+def file_of(cfg: Pretrain, task: str) -> Path:
+    return cfg.folder / f"{task}.safetensors"
+
+
 def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
     settings, rows = cfg.agent, [envs.TASKS[name] for name in tasks]
     emb = language.embed([row.sentence for row in rows])
     dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
-    files = {name: demo_format.load(cfg.folder / f"{name}.safetensors", name) for name in tasks}
-    stats = None if settings.obs_norm == "none" else observe.statistics(settings, tasks, files)
-    agent = newt.create(settings, tasks, emb, dims, discounts, cfg.seed, obs_stats=stats)
+    files = {name: demo_format.load(path, name) for name in tasks if (path := file_of(cfg, name)).is_file()}
+    known = agent_file.load(cfg.ckpt)[0] if cfg.ckpt else None
+    if known and (known.cfg.size, known.cfg.obs_norm) != (settings.size, settings.obs_norm):
+        raise ValueError(f"{cfg.ckpt} has --size {known.cfg.size} --obs-norm {known.cfg.obs_norm}")
+    stats = None if settings.obs_norm == "none" else observe.statistics(settings, tasks, files, known)
+    params, q_scale = (known.params, float(known.q_scale)) if known else (None, 1.0)
+    agent = newt.create(settings, tasks, emb, dims, discounts, cfg.seed, "cpu", params, q_scale, obs_stats=stats)
     if cfg.compile:
         agent.compiled = compiled.functions()
     buffer = Buffer(sum(int(f.episode_start[-1]) for f in files.values()), settings.obs_dim, settings.action_dim)
@@ -84,8 +94,8 @@ def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
 
 
 def main(cfg: Pretrain) -> None:
-    tasks = [name for name in envs.select("all") if (cfg.folder / f"{name}.safetensors").is_file()]
-    if not tasks:
+    tasks = envs.select("all")
+    if not any(file_of(cfg, name).is_file() for name in tasks):
         raise FileNotFoundError(f"no demonstrations in {cfg.folder}")
     evaluation.share_cores(cfg.agent.size)
     if cfg.file.is_file():
@@ -99,13 +109,17 @@ def main(cfg: Pretrain) -> None:
         chance = {row["task"].rstrip("*"): row for row in csv.DictReader(file) if row["policy"] == "random"}
     rows = []
     for name, episodes in played.items():
-        shown = demo_format.load(cfg.folder / f"{name}.safetensors", name)
+        path, demonstrated = file_of(cfg, name), {"demonstrations": 0}
+        if path.is_file():
+            shown = demo_format.load(path, name)
+            first = slice(min(cfg.shown, len(shown.ret)))
+            demonstrated = {"demonstrations": first.stop, "demonstrated_return": shown.ret[first].mean(),
+                            "demonstrated_score": shown.score[first].mean()}  # fmt: skip
         rows.append({
-            "task": envs.label(name), "suite": envs.TASKS[name].domain,
-            "demonstrations": min(cfg.shown, len(shown.ret)),
+            "task": envs.label(name), "suite": envs.TASKS[name].domain, "demonstrations": 0,
             "random_return": float(chance[name]["return_mean"]), "random_score": float(chance[name]["score_mean"]),
             "cloned_return": np.mean([e.ret for e in episodes]), "cloned_score": np.mean([e.score for e in episodes]),
-            "demonstrated_return": shown.ret[: cfg.shown].mean(), "demonstrated_score": shown.score[: cfg.shown].mean(),
+            "demonstrated_return": 0.0, "demonstrated_score": 0.0, **demonstrated,
         })  # fmt: skip
     with open(HERE / "pretrain.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
