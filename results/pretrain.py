@@ -3,9 +3,10 @@
     python demos.py make --tasks all --episodes 50 --out demos          (minutes, where they are recorded)
     python results/pretrain.py demos                                    -> results/pretrain.csv, results/pretrain.png
 
-The agent is the laptop preset's unless settings are given, pretrained on the first `--shown` demonstrations of each task
-and never trained online; it acts by its policy prior's mean. Beside it the random policy (results/random_policy.csv, 20 episodes a task) and the
-demonstrations themselves. Scores are those of the last step, in [0, 1].
+The agent is the laptop preset's unless settings are given, pretrained on the first `--shown` demonstrations of each
+task and never trained online; it acts by its policy prior's mean. Beside it the random policy
+(results/random_policy.csv, 20 episodes a task) and the demonstrations themselves. Scores are those of the last step,
+in [0, 1].
 """
 
 import csv
