@@ -1,7 +1,7 @@
 """Experts: who acts in demonstrations, and one attempt of theirs.
 
     script   a player beside its suite or game: Meta-World's packaged experts, way-finding, heuristics, feedback; or a
-             gait (envs/gaits.py)
+             gait (envs/gaits.py); every second attempt is disturbed, to show the way back
     plan     sampling MPC on the true simulator (envs/mpc.py)
     search   random variations of a plan, with the emulator's own save and restore (envs/atari_search.py)
     agent    an agent of ours, only if asked for; as is module:function, a player of yours
@@ -119,8 +119,8 @@ def disturbed(env, obs, number: int, player: Callable, ways: int = 1):
     """A script's actions, with noise in every second attempt of each of its ways.
 
     A script's own path is narrow, and who imitates it leaves it with the first small mistake. Disturbed, it shows the
-    way back; the noise itself has mean 0 and is not imitated. On six tasks, 25 and 25 episodes against 50 undisturbed:
-    score 0.67 against 0.52. Source: DART (Laskey et al. 2017, arXiv 1703.09327).
+    way back; the noise itself has mean 0 and is not imitated. On six tasks and one seed, 25 and 25 episodes against
+    50 undisturbed: score 0.67 against 0.52. Source: DART (Laskey et al. 2017, arXiv 1703.09327).
     """
     script, chance = player(env, obs, number), np.random.default_rng([number, 1])
     noise, action = NOISE * (number // ways % 2), next(script)
@@ -214,12 +214,11 @@ def attempt(
 def settings_of(task: str, source: Source, ckpt: Path | None = None) -> str:
     if source == "agent" and ckpt:  # by its content: a path says nothing elsewhere
         return f"{ckpt.name}, sha256 {hashlib.sha256(ckpt.read_bytes()).hexdigest()}"
-    if source == "script" and task in gaits.TASKS:
-        return f"{module_of(task, source)} {gaits.fingerprint(task)}, noise {NOISE} in every second"
+    if source == "script":
+        gait = f" {gaits.fingerprint(task)}" if task in gaits.TASKS else ""
+        return f"{module_of(task, source)}{gait}, noise {NOISE} in every second"
     if ":" in source:
         return source
-    if source == "script":
-        return f"{module_of(task, source)}, noise {NOISE} in every second"
     own = {"plan": mpc.PLANS.get(task), "search": search_of(task)}.get(source)
     return repr(own) if own else module_of(task, source)
 

@@ -112,12 +112,12 @@ def create(
         raise ValueError(f"a task has {max(action_dims)} action dims, the agent only {cfg.action_dim}")
     if min(action_dims) < 1 or not all(0 <= discount <= 1 for discount in discounts) or not emb.isfinite().all():
         raise ValueError("a task without actions, a discount that is not between 0 and 1, or an embedding not finite")
-    if cfg.obs_norm != "none" and obs_stats is None:
-        obs_stats = torch.stack([torch.zeros(len(tasks), cfg.input_dim), torch.ones(len(tasks), cfg.input_dim)])
-    shape = None if cfg.obs_norm == "none" else (2, len(tasks), cfg.input_dim)
-    if (None if obs_stats is None else obs_stats.shape) != shape:
+    norm, shape = cfg.obs_norm != "none", (2, len(tasks), cfg.input_dim)
+    if norm and obs_stats is None:
+        obs_stats = torch.stack([torch.zeros(shape[1:]), torch.ones(shape[1:])])
+    if norm != (obs_stats is not None) or (norm and obs_stats.shape != shape):
         raise ValueError(f"obs_norm {cfg.obs_norm} doesn't go with these statistics of observations")
-    if shape and not (obs_stats.isfinite().all() and (obs_stats[1] > 0).all()):
+    if norm and not (obs_stats.isfinite().all() and (obs_stats[1] > 0).all()):
         raise ValueError("statistics of observations that aren't finite, or a deviation that isn't above 0")
     if not 0 < q_scale < math.inf:
         raise ValueError(f"q_scale must be above 0 and finite, got {q_scale}")

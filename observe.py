@@ -54,8 +54,9 @@ def statistics(cfg: Config, tasks: list[str], files: dict[str, Demos], known: ne
     """Mean and standard deviation of each task's observations, (2, S, O): 0 and 1 for features and for what is padded.
 
     Of its demonstrations (files: task -> Demos). Else of what there is of other tasks with the same body, together;
-    else 0 and 1. known: an agent that learned with its own, whose tasks keep them.
+    else 0 and 1. known: an agent that learned with its own, whose tasks keep theirs to the last bit.
     """
+
     def body(name: str) -> tuple[str, int]:
         return envs.TASKS[name].embodiment, envs.TASKS[name].obs_dim
 
@@ -63,11 +64,14 @@ def statistics(cfg: Config, tasks: list[str], files: dict[str, Demos], known: ne
     for name, file in files.items():
         obs = torch.from_numpy(file.obs)
         found[name] = torch.stack([obs.mean(0), obs.std(0)])
-    for i, name in enumerate(known.tasks if known else ()):
-        if name in envs.TASKS:  # own tasks that nobody has named here are not made to ask for their sizes
-            found[name] = known.obs_stats[:, i, : envs.TASKS[name].obs_dim].cpu()
+    old = {name: known.obs_stats[:, i].cpu() for i, name in enumerate(known.tasks)} if known else {}
+    # An own task out of a file that nobody has named here has no body: to ask for its sizes would run its code.
+    found |= {name: one[:, : body(name)[1]] for name, one in old.items() if name in envs.TASKS}
     stats = torch.stack([torch.zeros(len(tasks), cfg.input_dim), torch.ones(len(tasks), cfg.input_dim)])
     for i, name in enumerate(tasks if cfg.obs != "rgb" else ()):
+        if name in old:
+            stats[:, i, : cfg.obs_dim] = old[name][:, : cfg.obs_dim]
+            continue
         alike = [name] if name in found else [other for other in found if body(other) == body(name)]
         if alike:
             mean, std = torch.stack([found[other] for other in alike], 1)

@@ -38,6 +38,9 @@ def _import_package():
     finally:
         del sys.modules["gym"]
         sys.modules.update(before)  # others may want the real one
+    # Wherever the hand is sent out of its reach, and that is at most steps of a poor policy, dm_control's inverse
+    # kinematics say so: thousands of lines amid the bars. After the import: absl makes a logger of its own kind.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     return Package
 
 
@@ -49,9 +52,6 @@ class RoboDesk(gym.Env):
     def __init__(self, task, package, seed: int, render_mode: str | None):
         name = task.name.removeprefix("rd-").replace("-", "_")
         self._env = package(name, reward="dense", action_repeat=task.action_repeat, episode_length=None)
-        # Wherever the hand is sent out of its reach, and that is at most steps of a poor policy, dm_control's inverse
-        # kinematics say so: thousands of lines amid the bars. Whoever asks absl for more gets it.
-        logging.getLogger("absl").setLevel(logging.ERROR)
         # Each of its observations has an image, which costs 50 times the step and fails with today's Pillow.
         self._env.render = lambda resize: None
         self.action_space = gym.spaces.Box(-1, 1, (task.action_dim,), np.float32)

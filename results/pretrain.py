@@ -63,18 +63,15 @@ class Pretrain:
     """the agent's own settings"""
 
 
-def file_of(cfg: Pretrain, task: str) -> Path:
-    return cfg.folder / f"{task}.safetensors"
-
-
 def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
     settings, rows = cfg.agent, [envs.TASKS[name] for name in tasks]
     emb = language.embed([row.sentence for row in rows])
     dims, discounts = [row.action_dim for row in rows], [row.discount for row in rows]
-    files = {name: demo_format.load(path, name) for name in tasks if (path := file_of(cfg, name)).is_file()}
+    paths = {name: demo_format.place(cfg.folder, name) for name in tasks}
+    files = {name: demo_format.load(path, name) for name, path in paths.items() if path.is_file()}
     known = agent_file.load(cfg.ckpt)[0] if cfg.ckpt else None
-    if known and (known.cfg.size, known.cfg.obs_norm) != (settings.size, settings.obs_norm):
-        raise ValueError(f"{cfg.ckpt} has --size {known.cfg.size} --obs-norm {known.cfg.obs_norm}")
+    if known and (agent_file.misfits(settings, known.params) or known.cfg.obs_norm != settings.obs_norm):
+        raise ValueError(f"{cfg.ckpt} has other sizes: --size {known.cfg.size} --obs-norm {known.cfg.obs_norm} ...")
     stats = None if settings.obs_norm == "none" else observe.statistics(settings, tasks, files, known)
     params, q_scale = (known.params, float(known.q_scale)) if known else (None, 1.0)
     agent = newt.create(settings, tasks, emb, dims, discounts, cfg.seed, "cpu", params, q_scale, obs_stats=stats)
@@ -96,7 +93,7 @@ def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
 
 def main(cfg: Pretrain) -> None:
     tasks = envs.select("all")
-    if not any(file_of(cfg, name).is_file() for name in tasks):
+    if not any(demo_format.place(cfg.folder, name).is_file() for name in tasks):
         raise FileNotFoundError(f"no demonstrations in {cfg.folder}")
     evaluation.share_cores(cfg.agent.size)
     if cfg.file.is_file():
@@ -110,17 +107,18 @@ def main(cfg: Pretrain) -> None:
         chance = {row["task"].rstrip("*"): row for row in csv.DictReader(file) if row["policy"] == "random"}
     rows = []
     for name, episodes in played.items():
-        path, demonstrated = file_of(cfg, name), {"demonstrations": 0}
+        path = demo_format.place(cfg.folder, name)
+        demonstrated = {"count": 0, "demonstrated_return": 0.0, "demonstrated_score": 0.0}
         if path.is_file():
             shown = demo_format.load(path, name)
             first = slice(min(cfg.shown, len(shown.ret)))
-            demonstrated = {"demonstrations": first.stop, "demonstrated_return": shown.ret[first].mean(),
+            demonstrated = {"count": first.stop, "demonstrated_return": shown.ret[first].mean(),
                             "demonstrated_score": shown.score[first].mean()}  # fmt: skip
         rows.append({
-            "task": envs.label(name), "suite": envs.TASKS[name].domain, "demonstrations": 0,
+            "task": envs.label(name), "suite": envs.TASKS[name].domain, "demonstrations": demonstrated.pop("count"),
             "random_return": float(chance[name]["return_mean"]), "random_score": float(chance[name]["score_mean"]),
             "cloned_return": np.mean([e.ret for e in episodes]), "cloned_score": np.mean([e.score for e in episodes]),
-            "demonstrated_return": 0.0, "demonstrated_score": 0.0, **demonstrated,
+            **demonstrated,
         })  # fmt: skip
     with open(HERE / "pretrain.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")

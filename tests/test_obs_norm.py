@@ -122,3 +122,19 @@ def test_an_unseen_task_is_read_as_its_body(tmp_path):
     torch.testing.assert_close(one.obs_stats[:, 2, :dims], stats[:, 0, :dims])
     torch.testing.assert_close(one.obs_stats[:, :2, :dims][:, 0], stats[:, 0, :dims])
     assert (one.obs_stats[0, 3] == 0).all() and (one.obs_stats[1, 3] == 1).all()
+
+
+def test_what_an_agent_knows_stays_to_the_last_bit(tmp_path):
+    """Being told of other tasks must not change the numbers of its own."""
+    stats = some_stats()
+    one, _ = evaluation.told(agent(stats, replace(CFG, task_dim=384)), [RUN], None, tmp_path / "a.safetensors")
+    assert torch.equal(one.obs_stats[:, :2], stats)
+
+
+def test_own_tasks_that_a_file_names_are_not_run(tmp_path):
+    """A name with a colon is code. It came with the file, nobody here has asked for it."""
+    stats, name = some_stats(), "nowhere:nothing"
+    source = replace(agent(stats, replace(CFG, task_dim=384)), tasks=(WALK, name))
+    one, _ = evaluation.told(source, [RUN], None, tmp_path / "a.safetensors")
+    assert one.tasks == (WALK, name, RUN) and torch.equal(one.obs_stats[:, 1], stats[:, 1])
+    assert name not in envs.TASKS
