@@ -3,6 +3,7 @@
 Attempts (experts.py) are judged in order: a task is done as soon as `episodes` of those so far are accepted. Accepted
 is an attempt that ends with a score of at least FLOOR (where the score is success, that is success at the last step)
 and a return above 0.75 of the median of these (1.25 if that is negative). Imitation would learn from the others, too.
+Disturbed attempts (experts.py) are compared with each other: to come back costs time, and is what they are there for.
 A recorded episode is judged by itself, by what the simulator here really gives: the median is that of the recording,
 and what is no worse than recorded is good enough.
 
@@ -15,6 +16,7 @@ import multiprocessing
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +31,7 @@ import command
 import envs
 from demo_format import Demos, episode, join, load, place, save
 from envs.processes import end_with_parent, light_spawn
-from experts import Source, attempt, provenance, settings_of, sources_of, ways_of
+from experts import Source, attempt, is_disturbed, provenance, settings_of, sources_of, ways_of
 from recordings import Recording
 
 FLOOR = 0.3  # of the score
@@ -46,16 +48,23 @@ def enough(ret: float, median: float) -> bool:
     return ret > median - 0.25 * abs(median) or ret >= median
 
 
-def accept(tried: list[Demos], episodes: int, ways: int = 1) -> list[Demos]:
+def accept(
+    tried: list[Demos], episodes: int, ways: int = 1, disturbed: Callable[[int], bool] = lambda number: False
+) -> list[Demos]:
     """The rule in the file's head -> at most `episodes`, in the order they were tried.
 
     With several ways the bar is that of the best one: a way that ends well but does badly before would be imitated,
     too. It counts as the best only if a fifth of the good ones are its own: luck must not rule out everything else.
     """
     good = [a for a in tried if not a.score[0] < FLOOR]  # an own task may have no score: NaN
-    returns = [[float(a.ret[0]) for a in good if a.meta["numbers"][0] % ways == way] for way in range(ways)]
-    medians = [np.median(values) for values in returns if values and 5 * len(values) >= len(good)]
-    return [a for a in good if enough(a.ret[0], max(medians, default=0.0))][:episodes]
+
+    def bar(alike: list[Demos]) -> float:
+        returns = [[float(a.ret[0]) for a in alike if a.meta["numbers"][0] % ways == way] for way in range(ways)]
+        medians = [np.median(values) for values in returns if values and 5 * len(values) >= len(alike)]
+        return max(medians, default=0.0)
+
+    bars = {how: bar([a for a in good if disturbed(a.meta["numbers"][0]) == how]) for how in (False, True)}
+    return [a for a in good if enough(a.ret[0], bars[disturbed(a.meta["numbers"][0])])][:episodes]
 
 
 @dataclass
@@ -144,7 +153,9 @@ class Work:
         good = [self.tried[number] for number in self.numbers[: self.judged] if number not in dropped]
         own = [self.tried[self.number(k)] for k in range(len(self.numbers), self.judged)]
         if own:
-            good += accept(own, self.episodes - len(good), ways_of(self.task, self.source))
+            ways = ways_of(self.task, self.source)
+            noisy = functools.partial(is_disturbed, ways=ways) if self.source == "script" else lambda number: False
+            good += accept(own, self.episodes - len(good), ways, noisy)
         return good[: self.episodes]
 
     @property

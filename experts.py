@@ -115,6 +115,11 @@ def player_of(task: str, source: Source, ckpt: Path | None = None) -> Callable:
 NOISE = 0.1  # standard deviation, of actions in [-1, 1]
 
 
+def is_disturbed(number: int, ways: int = 1) -> bool:
+    """Is there noise in a script's attempt of this number?"""
+    return number // ways % 2 == 1
+
+
 def disturbed(env, obs, number: int, player: Callable, ways: int = 1):
     """A script's actions, with noise in every second attempt of each of its ways.
 
@@ -123,7 +128,7 @@ def disturbed(env, obs, number: int, player: Callable, ways: int = 1):
     50 undisturbed: score 0.67 against 0.52. Source: DART (Laskey et al. 2017, arXiv 1703.09327).
     """
     script, chance = player(env, obs, number), np.random.default_rng([number, 1])
-    noise, action = NOISE * (number // ways % 2), next(script)
+    noise, action = NOISE * is_disturbed(number, ways), next(script)
     while True:
         action = np.clip(action, -1, 1)
         action = script.send((yield action + noise * chance.standard_normal(np.shape(action))))
