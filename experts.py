@@ -29,7 +29,7 @@ import numpy as np
 import envs
 import recordings
 from demo_format import FORMAT_VERSION, Demos, save
-from envs import gaits, mpc
+from envs import feedback, gaits, mpc
 from envs.atari_search import search_of
 from envs.custom import imported
 from recordings import Recording
@@ -85,7 +85,8 @@ def sources_of(task: str, wanted: str = "auto", seed: int = 0) -> tuple[Recordin
 def script_of(task: str) -> str | None:
     """The module that plays a task by a script, if one does."""
     words = [word for word in SCRIPTS if task.startswith(word)]
-    return "envs.gaits" if task in gaits.TASKS else SCRIPTS[max(words, key=len)] if words else None
+    named = [module.__name__ for module in (gaits, feedback) if task in module.TASKS]
+    return named[0] if named else SCRIPTS[max(words, key=len)] if words else None
 
 
 def module_of(task: str, source: Source) -> str:

@@ -9,8 +9,6 @@ At every decision, from the present state of the simulator:
     two        cross-entropy method: the second round draws around mean and spread (>= FLOOR) of the best ELITES of the
                first; the plan is the best of all and of the second mean. Needed by fast and by torque-driven bodies
     next       `every` actions are executed, then the plan is moved on by as many (least squares for its knots)
-    balance    plans of open-loop actions fall off an unstable equilibrium; near one (BALANCE) linear-quadratic feedback
-               takes over: action = -K state, K from the Riccati equation of the simulator's finite differences
 
 The simulator is the environment itself, put back by get_state and set_state, which are exact: what the plan promises is
 what happens. Box2D can't be put back; there a twin with the same ground gets the bodies' places and speeds.
@@ -47,14 +45,7 @@ PLANS = {
     "walker-walk": Plan(20, 6, 32, 0.5),
     "walker-run": cem(18, 6, 64, 0.6),
     "cheetah-run": cem(25, 10, 64, 0.7),
-    "reacher-easy": Plan(25, 5, 24, 0.5),
-    "reacher-hard": Plan(25, 5, 24, 0.4),
     "acrobot-swingup": Plan(60, 15, 96, 0.8),
-    "pendulum-swingup": Plan(60, 8, 24, 0.8),
-    "cartpole-balance": Plan(30, 10, 24, 0.5),
-    "cartpole-balance-sparse": Plan(30, 10, 24, 0.5),
-    "cartpole-swingup": Plan(60, 8, 24, 0.7),
-    "cartpole-swingup-sparse": Plan(60, 15, 32, 0.7),
     "cup-catch": Plan(30, 6, 32, 0.6),
     "finger-spin": Plan(20, 5, 160, 1.0, hold=True),
     "finger-turn-easy": Plan(25, 6, 24, 0.6),
@@ -71,11 +62,7 @@ PLANS = {
     "cheetah-run-back": cem(25, 10, 64, 0.7),
     "cheetah-jump": cem(25, 10, 64, 0.7),
     "hopper-hop-backward": cem(25, 10, 64, 0.7),
-    "reacher-three-easy": Plan(25, 5, 24, 0.5),
-    "reacher-three-hard": Plan(25, 5, 24, 0.4),
     "cup-spin": Plan(30, 6, 32, 0.6),
-    "pendulum-spin": Plan(40, 6, 24, 0.8),
-    "jumper-jump": cem(25, 10, 64, 0.7),
     "spinner-spin": cem(25, 10, 64, 0.7),
     "spinner-spin-backward": cem(25, 10, 64, 0.7),
     "spinner-jump": cem(25, 10, 64, 0.7),
@@ -83,8 +70,6 @@ PLANS = {
     "mujoco-ant": cem(15, 8, 64, 0.5),
     "mujoco-halfcheetah": cem(20, 10, 128, 0.8),
     "mujoco-hopper": Plan(40, 8, 32, 0.6),
-    "mujoco-inverted-pendulum": Plan(20, 10, 24, 0.5),
-    "mujoco-reacher": Plan(15, 5, 24, 0.5),
     "mujoco-walker": cem(25, 10, 64, 0.7),
     "rd-open-drawer": Plan(6, 3, 16, 0.9),
 }
@@ -96,21 +81,12 @@ PLANS |= dict.fromkeys(
 # Physics, so for those tasks only; recorded rewards are never touched.
 SHAPING = {
     "cup-catch": lambda p: -0.05 * np.linalg.norm(p.ball_to_target()),
-    "reacher": lambda p: -0.05 * p.finger_to_target_dist(),
     "finger-turn": lambda p: -0.02 * abs(p.dist_to_target()),
     "finger-spin": lambda p: -0.05 * np.clip(p.hinge_velocity(), -20, 20),
     "fish-swim": lambda p: -5 * np.linalg.norm(p.mouth_to_target()),
     "hopper": lambda p: 0.3 * min(p.height(), 0.9),
-    # How far the energy (per kg, of a ball on half a metre) is from that of standing upright.
-    "pendulum-swingup": lambda p: -0.02 * abs(0.125 * p.angular_velocity().item() ** 2 + 4.9 * (p.pole_vertical() - 1)),
     "acrobot": lambda p: -0.02 * p.to_target(),
-    "cartpole-swingup-sparse": lambda p: 0.2 * (p.pole_angle_cosine()[0] + 1) * (1 - 0.3 * abs(p.cart_position())),
 }
-
-
-# Poles that are upright at position 0: how far from there, in joint coordinates and in their speeds, feedback still
-# catches them. It prices positions, angles and speeds alike.
-BALANCE = {"cartpole": (0.5, 3.0), "mujoco-inverted-pendulum": (0.5, 5.0), "pendulum-swingup": (0.15, 1.0)}
 
 
 def matrix(plan: Plan) -> np.ndarray:
@@ -146,11 +122,8 @@ def player(env, obs, number):
     to_actions = matrix(plan)
     to_knots = np.linalg.pinv(to_actions)
     get, put, advance = simulator(env)
-    knots, balance = np.zeros((plan.knots, *env.action_space.shape)), feedback(env)
+    knots = np.zeros((plan.knots, *env.action_space.shape))
     while True:
-        if (action := balance()) is not None:
-            yield action
-            continue
         start = get()
 
         def value(candidate, start=start):
@@ -164,43 +137,6 @@ def player(env, obs, number):
             yield actions[t]
         ahead = np.concatenate([actions[plan.every :], np.repeat(actions[-1:], plan.every, 0)])
         knots = (to_knots @ ahead).clip(-1, 1)
-
-
-def feedback(env) -> Callable[[], np.ndarray | None]:
-    """() -> action that balances, or None where that isn't the task or the pole is too far from upright."""
-    reach = next((reach for word, reach in BALANCE.items() if env.name.startswith(word)), None)
-    if reach is None:
-        return lambda: None
-    import mujoco
-    from scipy.linalg import solve_discrete_are
-
-    inner = env._env
-    if envs.TASKS[env.name].domain == "mujoco":
-        model, data, steps, force = inner.model, inner.data, inner.frame_skip, inner.action_space.high[0]
-    else:
-        model, data, steps, force = inner.physics.model.ptr, inner.physics.data.ptr, inner._n_sub_steps, env._scale[0]
-    scratch, n = mujoco.MjData(model), model.nv
-
-    def after(x) -> np.ndarray:
-        """(positions, speeds, action)  ->  positions, speeds an agent step later."""
-        scratch.qpos, scratch.qvel, scratch.ctrl = x[:n], x[n : 2 * n], force * x[2 * n]
-        mujoco.mj_step(model, scratch, steps * env._repeat)
-        return np.concatenate([scratch.qpos, scratch.qvel])
-
-    both = np.stack([(after(x) - after(-x)) / 2e-5 for x in 1e-5 * np.eye(2 * n + 1)], 1)
-    a, b = both[:, : 2 * n], both[:, 2 * n :]
-    price, effort = np.eye(2 * n), np.eye(1)
-    p = solve_discrete_are(a, b, price, effort)
-    gain = np.linalg.solve(effort + b.T @ p @ b, b.T @ p @ a)
-    turns = np.array([model.jnt_type[j] == mujoco.mjtJoint.mjJNT_HINGE for j in range(model.njnt)])
-
-    def balance():
-        away = np.where(turns, (data.qpos + np.pi) % (2 * np.pi) - np.pi, data.qpos)
-        if np.abs(away[turns]).max() > reach[0] or np.abs(data.qvel).max() > reach[1]:
-            return None
-        return -gain @ np.concatenate([away, data.qvel])
-
-    return balance
 
 
 # ---- simulators: (get, put, advance), and what the planner is paid ----

@@ -51,15 +51,16 @@ def test_number_of_rollouts():
         assert len(asked) == rollouts
 
 
-def test_every_task_of_the_control_suites_has_a_plan():
-    assert set(mpc.PLANS) <= set(envs.TASKS)
-    assert set(envs.select("dmcontrol,dmcontrol-ext")) <= set(mpc.PLANS)
+def test_every_task_of_the_control_suites_has_one_who_shows_it():
+    by_script = {name for name in envs.TASKS if experts.script_of(name)}
+    assert set(mpc.PLANS) <= set(envs.TASKS) and not set(mpc.PLANS) & by_script
+    assert set(envs.select("dmcontrol,dmcontrol-ext,mujoco")) <= set(mpc.PLANS) | by_script
     for plan in mpc.PLANS.values():
         assert plan.horizon >= plan.knots >= 1 and plan.every <= plan.horizon
 
 
 PLANNED = ["cheetah-run", "walker-walk", "cup-catch", "finger-turn-easy", "hopper-stand", "acrobot-swingup",
-           "cartpole-swingup-sparse", "finger-spin", "reacher-three-easy", "mujoco-ant", "mujoco-walker",
+           "fish-swim", "finger-spin", "walker-run-backward", "mujoco-ant", "mujoco-walker",
            "bipedal-walker-obstacles"]  # fmt: skip
 SMALL = Plan(6, 3, 4, 0.8)
 
@@ -119,28 +120,6 @@ def test_reward_is_the_task_s():
     assert abs(env.step(action)[1] - imagined) < 0.05
 
 
-@pytest.mark.parametrize("task", ["cartpole-balance-sparse", "mujoco-inverted-pendulum"])
-def test_feedback_balances(task):
-    """A perfect score from each start, with less and less to do."""
-    env = envs.make(task)
-    for number in range(3):
-        one = experts.play(env, mpc.player, number, number)
-        assert one.score[0] > 0.999 and np.abs(one.action[-50:]).max() < 0.01
-
-
-def test_feedback_is_for_poles_that_are_nearly_upright():
-    env = envs.make("cartpole-swingup")
-    env.reset(seed=0)
-    balance, state = mpc.feedback(env), env.get_state()
-    assert balance() is None  # it hangs
-    data = env._env.physics.data
-    for angle, speed, catches in ((0.1, 0, True), (2 * np.pi - 0.1, 0, True), (0.7, 0, False), (0.1, 4, False)):
-        env.set_state(state)
-        data.qpos[:], data.qvel[:] = (0, angle), (0, speed)
-        assert (balance() is not None) == catches, (angle, speed)
-    assert mpc.feedback(envs.make("cheetah-run"))() is None
-
-
 def test_twin_of_the_biped_follows_the_true_one():
     env = envs.make("bipedal-walker-rugged")
     env.reset(seed=3)
@@ -174,4 +153,4 @@ def test_a_fall_of_the_biped_costs():
 @pytest.mark.slow
 def test_a_planned_episode():
     """Far above what the specification calls a failure; the committed table has means."""
-    assert experts.play(envs.make("pendulum-swingup"), mpc.player, 0, 0).score[0] > 0.6
+    assert experts.play(envs.make("finger-turn-easy"), mpc.player, 0, 0).score[0] > 0.6
