@@ -5,6 +5,7 @@ Learning (batch: B slices of H transitions, time first; rho_t = 0.5^t normalised
     z_0 = h(o_0), z_{t+1} = d(z_t, a_t)                                      latent rollout, gradients flow
     td_t = r_t + gamma_task min_{2 of K} Q_target(h(o_{t+1}), p(h(o_{t+1}))) no gradient
     model loss  = sum_t rho_t [20 |z_{t+1} - h(o_{t+1})|^2 + .1 CE(R(z_t,a_t), r_t) + .1 mean_k CE(Q_k(z_t,a_t), td_t)]
+    imitation   = mean_t [(p(h(o_t)) - a_t)^2 - 1e-4 entropy]                        encoder and policy alone, no model
     pretraining = model loss + mean_t rho_t [(p(z_t) - a_t)^2 - 1e-4 entropy]       behaviour cloning, one optimiser
     online      : model loss, then a policy step on the detached z_t with
                   sum_t rho_t [(p(z_t) - a_t)^2 - 1e-4 entropy - mean_{2 of K} Q(z_t, p(z_t)) / S]
@@ -28,7 +29,7 @@ from agent_config import Config
 from buffer import Batch
 from world_model import Params, Policy, Task
 
-Phase = Literal["pretrain", "online"]
+Phase = Literal["imitate", "pretrain", "online"]
 
 
 def time_weights(horizon: int, rho: float, device=None) -> Tensor:
@@ -194,7 +195,14 @@ def model_loss(
     """The loss of the model optimiser: total, the latent rollout zs (H+1, B, Z) and metrics.
 
     discount (B,): per sample. In pretraining it contains behaviour cloning; its gradient reaches encoder and dynamics.
+    In imitation there is nothing else, and zs are the H latents of what was observed.
     """
+    if phase == "imitate":
+        zs = wm.encode(params, batch.obs[:-1], task)
+        even = torch.ones(len(zs), device=zs.device)
+        policy, mask = wm.pi(params, zs, task, noise.eps_bc), F.embedding(task.index, task.mask)
+        loss, metrics = bc_loss(policy, batch.action, mask, even, cfg.entropy_coef)
+        return loss, zs, metrics | {"loss/model": loss.detach()}
     rho = time_weights(batch.action.shape[0], cfg.rho, batch.obs.device)
     bins = wm.make_bins(cfg.num_bins, device=batch.obs.device)
     with torch.no_grad():

@@ -201,7 +201,7 @@ def update(
     batch = batch._replace(obs=standardised(agent, batch.obs, batch.task))
     agent.updates += 1
     # Upstream quirk: the first update already uses factor 2/5000.
-    warm = min(1.0, (agent.updates + 1) / cfg.warmup_updates) if phase == "pretrain" and cfg.warmup_updates else 1.0
+    warm = min(1.0, (agent.updates + 1) / cfg.warmup_updates) if phase != "online" and cfg.warmup_updates else 1.0
     for part, group in zip(PARTS, agent.model_optim.param_groups, strict=True):
         group["lr"] = _part_lr(cfg, part) * warm * lr_scale
     agent.pi_optim.param_groups[0]["lr"] = cfg.lr * lr_scale
@@ -210,10 +210,11 @@ def update(
     loss, zs, metrics = agent.functions.model_loss(cfg, agent.weights, batch, task, discount, noise, phase)
     norm, finite = _descend(agent.model_optim, loss, cfg.grad_clip, list(metrics.values()), world)
     metrics["train/grad_norm"] = norm
-    targets = [name for name in params if name.startswith("q_target.")]
-    with torch.no_grad():
-        online = [params[name.replace("q_target.", "q.", 1)] for name in targets]
-        torch._foreach_lerp_([params[name] for name in targets], online, cfg.tau)
+    if phase != "imitate":
+        targets = [name for name in params if name.startswith("q_target.")]
+        with torch.no_grad():
+            online = [params[name.replace("q_target.", "q.", 1)] for name in targets]
+            torch._foreach_lerp_([params[name] for name in targets], online, cfg.tau)
 
     if phase == "online":
         rho = time_weights(horizon, cfg.rho, batch.obs.device)

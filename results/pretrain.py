@@ -45,6 +45,8 @@ class Pretrain:
 
     folder: tyro.conf.Positional[Path]
     """of demonstrations (demos.py make)"""
+    imitation_updates: int = 0
+    """of encoder and policy alone, before all else"""
     updates: int = 20_000
     """on demonstrations"""
     shown: int = 20
@@ -80,13 +82,16 @@ def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
     buffer = Buffer(sum(int(f.episode_start[-1]) for f in files.values()), settings.obs_dim, settings.action_dim)
     prepare.fill(buffer, files, tasks, cfg.shown)
     generator = torch.Generator().manual_seed(cfg.seed)
-    with tqdm(range(cfg.updates), desc="pretraining", unit="update", disable=None) as bar:
-        for count in bar:
-            batch = sample_mixed(buffer, None, settings.batch_size, settings.horizon, generator, "task")
-            # The rate falls to a twentieth, as in the preset's online part: the last updates average, not wander.
-            metrics = newt.update(agent, batch, "pretrain", lr_scale=1 - 0.95 * count / cfg.updates)
-            if count % 100 == 0:
-                bar.set_postfix(bc=f"{float(metrics['loss/bc']):.3f}", refresh=False)
+    for phase, updates in (("imitate", cfg.imitation_updates), ("pretrain", cfg.updates)):
+        horizon = 1 if phase == "imitate" else settings.horizon  # as many actions, in more places
+        size, agent.updates = settings.batch_size * settings.horizon // horizon, 0
+        with tqdm(range(updates), desc=phase, unit="update", disable=None) as bar:
+            for count in bar:
+                batch = sample_mixed(buffer, None, size, horizon, generator, "task")
+                # The rate falls to a twentieth, as in the preset's online part: the last updates average, not wander.
+                metrics = newt.update(agent, batch, phase, lr_scale=1 - 0.95 * count / updates)
+                if count % 100 == 0:
+                    bar.set_postfix(bc=f"{float(metrics['loss/bc']):.3f}", refresh=False)
     agent_file.save(cfg.file, agent, 0)
     return agent
 

@@ -64,6 +64,26 @@ def test_update_changes_every_part_in_both_phases():
     assert a.q_scale == 1  # the range of these small values stays below 1
 
 
+def test_imitation_alone_moves_encoder_and_policy_towards_what_was_done():
+    """Its loss by hand: the policy's mean action for what is observed at each step, and nothing predicted."""
+    a, b = agent(), batch()
+    before = copy(a.params)
+    noise = losses.draw_update_noise(CFG.horizon, CFG.batch_size, CFG.action_dim, 5, torch.Generator().manual_seed(0))
+    noise = noise._replace(eps_bc=torch.zeros_like(noise.eps_bc))
+    metrics = newt.update(a, b, "imitate", noise)
+    task = wm.Task(a.emb, a.mask, b.task)
+    errors = []
+    for t in range(CFG.horizon):
+        policy = wm.pi(before, wm.encode(before, b.obs[t], task), task, torch.zeros(len(b.task), CFG.action_dim))
+        off = (policy.action - b.action[t]) ** 2 * a.mask[b.task]
+        errors += (off.sum(-1) / a.mask[b.task].sum(-1)).tolist()
+    assert float(metrics["loss/bc"]) == pytest.approx(np.mean(errors), rel=1e-4)
+    for _ in range(60):
+        metrics = newt.update(a, b, "imitate")
+    assert float(metrics["loss/bc"]) < 0.5 * np.mean(errors)
+    assert changed(before, a.params) == {"encoder", "pi"}
+
+
 def test_consistency_moves_the_prediction_only():
     """A target with a gradient could be met by an encoder that maps everything to one point."""
     predicted, target = torch.rand(2, 3, 5, 8, generator=torch.Generator().manual_seed(0)).requires_grad_().unbind()
