@@ -20,6 +20,7 @@ import torch
 
 import losses
 import newt
+from buffer import Batch
 from clock import rehearsal
 
 CACHE = os.path.expanduser("~/.cache/newt")  # stays as it is where nobody has a home
@@ -54,7 +55,7 @@ def compile_agent(agent: newt.Agent, phases: tuple[losses.Phase, ...], share: in
     scratch, batch, inputs = rehearsal(agent, share, environments)
     scratch.compiled = functions()
     for phase in phases:
-        newt.update(scratch, batch, phase)
+        newt.update(scratch, one_by_one(batch) if phase == "imitate" else batch, phase)
     # Group by group, and so in this thread: a program that is stopped waits for the planners' threads, and these would
     # be compiling for minutes.
     most = newt.at_a_time(agent.cfg, environments) if agent.device.type == "cpu" else environments
@@ -63,6 +64,14 @@ def compile_agent(agent: newt.Agent, phases: tuple[losses.Phase, ...], share: in
             newt.act(scratch, *(x[:n] for x in inputs), explore=True)
     agent.compiled = scratch.compiled
     torch._dynamo.config.suppress_errors = True  # shapes that come later and fail are left in eager
+
+
+def one_by_one(batch: Batch) -> Batch:
+    """The same actions as slices of one transition each, which is all that imitation needs."""
+    horizon, size, _ = batch.action.shape
+    obs = torch.stack([part.reshape(horizon * size, -1) for part in (batch.obs[:-1], batch.obs[1:])])
+    flat = (x.reshape(1, horizon * size, *x.shape[2:]) for x in (batch.action, batch.reward))
+    return Batch(obs, *flat, batch.task.repeat(horizon))
 
 
 def choose(wanted: str, device: torch.device, size: str, hours: float) -> tuple[bool, str]:

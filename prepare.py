@@ -122,8 +122,9 @@ def prepare(setup: Setup, world: World, interruption: command.Interruption) -> R
             print(moved)
     compiling = str  # which says nothing
     if cfg.compile == "on":
-        learns_first = state.phase == "pretrain" and (paths or state.demos) and cfg.pretrain_updates
-        phases = ("pretrain", "online") if learns_first else ("online",)
+        learns_first = state.phase == "pretrain" and (paths or state.demos)
+        before = {"imitate": cfg.imitation_updates, "pretrain": cfg.pretrain_updates} if learns_first else {}
+        phases = (*(phase for phase, updates in before.items() if updates), "online")
         environments = len(tasks) * cfg.envs_per_task // world.size
         compiling = compiled.begin(agent, phases, share, environments)
 

@@ -95,7 +95,7 @@ def run(setup: Setup, world: World, interruption: command.Interruption) -> None:
     if complaint := r.compiling():
         print(f"not compiled, everything goes on without ({complaint})", file=sys.stderr)
     if state.phase == "pretrain":
-        if r.demo is not None and cfg.pretrain_updates:
+        if r.demo is not None and cfg.offline_updates:
             pretrain(r)
             state.results["pretrained"] = measure(r, "planner", cfg.final_episodes, "after pretraining")
         state.phase, state.updates = "online", 0
@@ -113,29 +113,35 @@ def learn(r: Run, phase: losses.Phase) -> dict[str, torch.Tensor]:
     """One update on a batch, half of it demonstrations where both are there."""
     cfg, agent, world = r.setup.cfg, r.agent, r.world
     source = (r.demo, r.online) if phase == "online" else (r.demo, None)
-    size = agent.cfg.batch_size // world.size
-    batch = sample_mixed(*source, size, agent.cfg.horizon, r.own.sampler, cfg.sampling)
+    # Imitation alone needs no slices: as many actions, from more places.
+    horizon = 1 if phase == "imitate" else agent.cfg.horizon
+    size = agent.cfg.batch_size // world.size * agent.cfg.horizon // horizon
+    batch = sample_mixed(*source, size, horizon, r.own.sampler, cfg.sampling)
     pinned = r.device.type == "cuda"  # from such memory the copy is made while this process goes on
     batch = Batch(*((x.pin_memory() if pinned else x).to(r.device, non_blocking=pinned) for x in batch))
     lr_scale = 1 + (cfg.lr_end - 1) * r.state.vector_step / cfg.steps  # vector_step is 0 in pretraining
+    if phase == "imitate":
+        lr_scale = 1 - 0.95 * r.state.updates / cfg.imitation_updates
     r.state.updates += 1
     return newt.update(agent, batch, phase, None, lr_scale, world.rank, world.size)
 
 
 def pretrain(r: Run) -> None:
-    """Updates on demonstrations alone."""
+    """Updates on demonstrations alone: imitation first, then the whole model."""
     cfg, state, clock = r.setup.cfg, r.state, r.clock
-    bar = tqdm(desc="pretraining", unit="update", initial=state.updates, total=cfg.pretrain_updates,
+    bar = tqdm(desc="pretraining", unit="update", initial=state.updates, total=cfg.offline_updates,
                disable=None if r.world.rank == 0 else True)  # fmt: skip
     with r.interruption, bar:
-        while state.updates < cfg.pretrain_updates:
+        while state.updates < cfg.offline_updates:
+            if state.updates == cfg.imitation_updates:
+                r.agent.updates = 0  # another phase, another warm-up
             with clock("update"):
-                metrics = learn(r, "pretrain")
+                metrics = learn(r, "imitate" if state.updates < cfg.imitation_updates else "pretrain")
             clock.done += 1
             bar.update()
-            last = state.updates == cfg.pretrain_updates
+            last = state.updates == cfg.offline_updates
             if state.updates % cfg.log_every == 0 or last:
-                took = clock.look("updates", cfg.pretrain_updates - state.updates)
+                took = clock.look("updates", cfg.offline_updates - state.updates)
                 with clock("log"):
                     r.log.write(0, **metrics, **took, **{"train/pretrain_updates": state.updates})
             if state.updates % cfg.checkpoint_updates == 0 or last:
@@ -165,7 +171,7 @@ def learn_online(r: Run) -> None:
     task = torch.tensor([r.setup.tasks.index(name) for name in names], device=r.device)
     longest = max(envs.TASKS[name].episode_length for name in r.setup.tasks)
     collector = Collector(len(names), longest, agent_cfg.input_dim, agent_cfg.action_dim, task.cpu().numpy())
-    acting = Acting(names, task, collector, bool(cfg.ckpt or (r.demo is not None and cfg.pretrain_updates)))
+    acting = Acting(names, task, collector, bool(cfg.ckpt or (r.demo is not None and cfg.offline_updates)))
     with (
         r.interruption,
         observe.environments(r.agent, names, cfg.seed, r.workers) as vector,

@@ -65,7 +65,9 @@ def test_plans_agree(functions, elite, counts):
 
 
 @needs_compiler
-@pytest.mark.parametrize("phase", ["online", pytest.param("pretrain", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "phase", ["online", *(pytest.param(phase, marks=pytest.mark.slow) for phase in ("pretrain", "imitate"))]
+)
 def test_twenty_updates_agree(functions, phase):
     eager, fast = agent(), replace(agent(), compiled=functions)
     for batch in batches(20):
@@ -81,9 +83,21 @@ def test_twenty_updates_agree(functions, phase):
 @needs_compiler
 def test_compiling_changes_nothing_in_the_agent():
     one, untouched = agent(), agent()
-    compiled.compile_agent(one, ("online",), 16, 3)
+    compiled.compile_agent(one, ("imitate", "online"), 16, 3)
     assert all(torch.equal(value, one.params[name]) for name, value in untouched.params.items())
     assert torch.equal(one.generator.get_state(), untouched.generator.get_state()) and one.updates == 0 and one.compiled
+
+
+def test_imitation_alone_gets_the_same_actions_one_by_one():
+    """Slice b's transition t is slice t * B + b of one transition."""
+    batch = batches(1)[0]
+    flat, (horizon, size, _) = compiled.one_by_one(batch), batch.action.shape
+    for t in range(horizon):
+        for b in (0, size - 1):
+            place = t * size + b
+            assert torch.equal(flat.action[0, place], batch.action[t, b]) and flat.task[place] == batch.task[b]
+            assert torch.equal(flat.obs[:, place], batch.obs[t : t + 2, b])
+            assert flat.reward[0, place] == batch.reward[t, b]
 
 
 def test_when_it_pays(monkeypatch):
