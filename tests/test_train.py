@@ -37,8 +37,8 @@ from episodes import Episode
 ROOT = Path(train.__file__).parent
 SMALL = (
     "--preset laptop --tasks mw-reach --demo-episodes 2 --imitation-updates 3 --pretrain-updates 3 --steps 220 "
-    "--checkpoint-updates 4 --seed-episodes 1 --eval-every 100 --eval-episodes 1 --final-episodes 2 --log-every 2 --utd 0.1 "
-    "--batch-size 16 --num-samples 16 --num-elites 4 --num-pi 2 --iterations 2 --buffer-steps 350 --workers 1"
+    "--checkpoint-updates 4 --seed-episodes 1 --eval-every 100 --eval-episodes 1 --final-episodes 2 --log-every 2 "
+    "--utd 0.1 --batch-size 16 --num-samples 16 --num-elites 4 --num-pi 2 --iterations 2 --buffer-steps 350 --workers 1"
 ).split()
 
 # Any attempt to reach a machine is recorded and fails as it does without a network.
