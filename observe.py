@@ -51,7 +51,7 @@ STD_MIN = 0.01  # what moves less than this in all demonstrations isn't blown up
 
 
 def statistics(cfg: Config, tasks: list[str], files: dict[str, Demos], known: newt.Agent | None = None) -> torch.Tensor:
-    """Mean and standard deviation of each task's observations, (2, S, O): 0 and 1 for features and for what is padded.
+    """Mean and standard deviation of each task's observations, (2, S, O+F): 0 and 1 for what is padded.
 
     Of its demonstrations (files: task -> Demos). Else of what there is of other tasks with the same body, together;
     else 0 and 1. known: an agent that learned with its own, whose tasks keep theirs to the last bit.
@@ -60,23 +60,31 @@ def statistics(cfg: Config, tasks: list[str], files: dict[str, Demos], known: ne
     def body(name: str) -> tuple[str, int]:
         return envs.TASKS[name].embodiment, envs.TASKS[name].obs_dim
 
-    found = {}  # task -> (2, dims)
+    def used(name: str) -> list[int]:
+        """Columns that aren't padded."""
+        state = range(envs.TASKS[name].obs_dim if cfg.obs != "rgb" else 0)
+        return [*state, *range(cfg.obs_dim, cfg.input_dim)]
+
+    none = torch.stack([torch.zeros(cfg.input_dim), torch.ones(cfg.input_dim)])  # (2, O+F)
+    found, old = {}, {}  # task -> (2, O+F); task -> what `known` has of the first columns, or of all
     for name, file in files.items():
-        obs = torch.from_numpy(file.obs)
-        found[name] = torch.stack([obs.mean(0), obs.std(0)])
-    old = {name: known.obs_stats[:, i].cpu() for i, name in enumerate(known.tasks)} if known else {}
-    # An own task out of a file that nobody has named here has no body: to ask for its sizes would run its code.
-    found |= {name: one[:, : body(name)[1]] for name, one in old.items() if name in envs.TASKS}
-    stats = torch.stack([torch.zeros(len(tasks), cfg.input_dim), torch.ones(len(tasks), cfg.input_dim)])
-    for i, name in enumerate(tasks if cfg.obs != "rgb" else ()):
-        if name in old:
-            stats[:, i, : cfg.obs_dim] = old[name][:, : cfg.obs_dim]
-            continue
-        alike = [name] if name in found else [other for other in found if body(other) == body(name)]
+        obs = torch.from_numpy(join(cfg, file.obs, file.feature) if cfg.feature_dim else file.obs)
+        found[name] = none.clone()
+        found[name][:, used(name)] = torch.stack([obs.mean(0), obs.std(0)])[:, used(name)]
+    for i, name in enumerate(known.tasks if known else ()):
+        old[name] = known.obs_stats[:, i].cpu()
+        if name in envs.TASKS:  # to ask for the sizes of an own task that nobody has named here would run its code
+            found[name] = torch.cat([old[name], found.get(name, none)[:, old[name].shape[1] :]], 1)
+    stats = none.unsqueeze(1).repeat(1, len(tasks), 1)
+    for i, name in enumerate(tasks):
+        whole = name in old and old[name].shape[1] == cfg.input_dim
+        alike = [] if whole else [name] if name in found else [x for x in found if body(x) == body(name)]
         if alike:
-            mean, std = torch.stack([found[other] for other in alike], 1)
+            mean, std = torch.stack([found[other][:, used(name)] for other in alike], 1)
             var = std.square().mean(0) + mean.var(0, unbiased=False)
-            stats[:, i, : body(name)[1]] = torch.stack([mean.mean(0), var.sqrt().clamp(min=STD_MIN)])
+            stats[:, i, used(name)] = torch.stack([mean.mean(0), var.sqrt().clamp(min=STD_MIN)])
+        if name in old:
+            stats[:, i, : old[name].shape[1]] = old[name]
     return stats
 
 

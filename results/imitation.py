@@ -53,6 +53,8 @@ class Variant:
     """settings of the agent"""
     updates: float = 1.0
     """times as many"""
+    alone: float = 0.0
+    """times as many of encoder and policy alone, before"""
     shown: int = 20
     """demonstrations per task"""
     by: str = "task"
@@ -101,6 +103,8 @@ VARIANTS = {
     "all three, consistency 2": Variant(NORM | FAST | BC | {"consistency_coef": 2.0}),
     "all three, batch 512": Variant(NORM | FAST | BC | {"batch_size": 512}),
     "all three, three times the updates": Variant(NORM | FAST | BC, updates=3),
+    "all three, imitation alone before": Variant(NORM | FAST | BC, alone=5),
+    "all three, nothing but imitation": Variant(NORM | FAST | BC, updates=0, alone=10),
 }
 
 
@@ -156,10 +160,13 @@ def pretrain(cfg: Imitation, variant: Variant, files: dict[str, demo_format.Demo
     losses.imitation_error = mean_error if variant.error == "mean" else IMITATION_ERROR
     buffer = Buffer(sum(int(f.episode_start[-1]) for f in files.values()), settings.obs_dim, settings.action_dim)
     prepare.fill(buffer, files, tasks, variant.shown)
-    generator, updates = torch.Generator().manual_seed(cfg.seed), int(variant.updates * cfg.updates)
-    for count in tqdm(range(updates), unit="update", leave=False, disable=None):
-        batch = buffer.sample(settings.batch_size, settings.horizon, generator, variant.by)
-        newt.update(agent, batch, "pretrain", lr_scale=1 - 0.95 * count / updates)
+    generator = torch.Generator().manual_seed(cfg.seed)
+    for phase, share in (("imitate", variant.alone), ("pretrain", variant.updates)):
+        updates, horizon = int(share * cfg.updates), 1 if phase == "imitate" else settings.horizon
+        size, agent.updates = settings.batch_size * settings.horizon // horizon, 0
+        for count in tqdm(range(updates), desc=phase, unit="update", leave=False, disable=None):
+            batch = buffer.sample(size, horizon, generator, variant.by)
+            newt.update(agent, batch, phase, lr_scale=1 - 0.95 * count / updates)
     return agent
 
 

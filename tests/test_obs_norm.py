@@ -50,6 +50,25 @@ def test_statistics_are_those_of_the_demonstrations():
         assert (stats[0, i, dims:] == 0).all() and (stats[1, i, dims:] == 1).all()
 
 
+@pytest.mark.parametrize("obs", ["rgb", "state+rgb"])
+def test_features_are_standardised_too(obs):
+    """After the state's columns, of which an agent that only sees has none; and after it learned to see, too."""
+    cfg = replace(CFG, obs=obs, obs_dim=0 if obs == "rgb" else CFG.obs_dim)
+    seen = np.random.default_rng(0).normal(-2, 3, (401, 768)).astype(np.float16)
+    file = shown(WALK, 3.0, 0.5)._replace(feature=seen)
+    stats = observe.statistics(cfg, [WALK, "walker-stand", OTHER], {WALK: file})
+    assert stats.shape == (2, 3, cfg.input_dim)
+    for i in range(2):  # walker-stand has no demonstrations, but the same body
+        np.testing.assert_allclose(stats[0, i, cfg.obs_dim :], seen.mean(0, dtype=np.float64), atol=1e-3)
+        np.testing.assert_allclose(stats[1, i, cfg.obs_dim :], seen.std(0, ddof=1, dtype=np.float64), rtol=1e-3)
+    assert (stats[0, 2] == 0).all() and (stats[1, 2] == 1).all()
+    if obs == "state+rgb":
+        known = agent(some_stats())
+        both = observe.statistics(cfg, [WALK], {WALK: file}, known)
+        assert torch.equal(both[:, 0, : CFG.obs_dim], known.obs_stats[:, 0])
+        assert torch.equal(both[:, 0, CFG.obs_dim :], stats[:, 0, CFG.obs_dim :])
+
+
 def test_what_never_moves_is_not_blown_up():
     file = shown(WALK, 3.0, 0.0)
     stats = observe.statistics(CFG, [WALK], {WALK: file})
