@@ -154,11 +154,14 @@ def create(
 
 
 def standardised(agent: Agent, obs: Tensor, task: Tensor) -> Tensor:
-    """Observations (..., B, O) of tasks (B,) as the encoder reads them: (obs - mean) / std, at most 10 away from 0."""
+    """Observations (..., B, O) of tasks (B,) as the encoder reads them: (obs - mean) / std, at most 10 away from 0.
+
+    What nothing is known of (mean 0, deviation 1) stays as it is: a task of one's own may observe thousands.
+    """
     if agent.obs_stats is None:
         return obs
     mean, std = agent.obs_stats[:, task]
-    return ((obs - mean) / std).clamp(-10, 10)
+    return torch.where((mean == 0) & (std == 1), obs, ((obs - mean) / std).clamp(-10, 10))
 
 
 PARTS = ("encoder", "dynamics", "reward", "q", "pi")

@@ -134,11 +134,14 @@ RANGES = {  # of every number above: smallest and largest value
 # Sampling by task: by episode those with long episodes would get a small share of the online samples. More imitation, a
 # narrower search and falling learning rates: so few updates don't make the values good enough to leave the
 # demonstrations, and with constant rates single tasks came and went between evaluations. For the same reason plans
-# that are executed in an evaluation must be surely better than the policy's own.
+# that are executed in an evaluation must be surely better than the policy's own. Most of pretraining is imitation alone,
+# of observations that are standardised, with the encoder as fast as the rest: the starter after it scores 0.88 instead
+# of 0.80, in less time.
 LAPTOP = Train(
     preset="laptop",
     demo_episodes=40,
-    pretrain_updates=8_000,
+    imitation_updates=8_000,
+    pretrain_updates=4_000,
     steps=2_000,
     utd=0.5,
     seed_episodes=1,
@@ -151,7 +154,9 @@ LAPTOP = Train(
     checkpoint_updates=2_000,
     agent=Config(
         size="XS",
+        obs_norm="demos",
         batch_size=128,
+        enc_lr_scale=1.0,
         warmup_updates=500,
         online_bc_coef=3.0,
         num_samples=128,
@@ -165,9 +170,8 @@ LAPTOP = Train(
 # With neither demonstrations nor a checkpoint there is no good plan to refine yet: search wider, learn twice as often
 # per step (cartpole-swingup at 20,000 steps: 850 instead of 510), and to the end. The planner is ahead of its policy
 # (845 against 587), which being sure would hold on to (597).
-FROM_SCRATCH = replace(
-    LAPTOP, demos="none", utd=1.0, lr_end=1.0, agent=replace(LAPTOP.agent, std_min=0.1, elite="sample")
-)
+SCRATCH_AGENT = replace(LAPTOP.agent, obs_norm="none", enc_lr_scale=0.3, std_min=0.1, elite="sample")
+FROM_SCRATCH = replace(LAPTOP, demos="none", utd=1.0, lr_end=1.0, agent=SCRATCH_AGENT)
 PUBLISHED = Train(preset="published")
 # Of a single task: a smaller network and ten environments. The pull to the policy fades between the same shares of all
 # steps as with 200 tasks, 2 % and 12 %: it would be there to the end by those numbers of steps.

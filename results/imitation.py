@@ -68,6 +68,7 @@ class Variant:
     """sample or mean: the policy's action that is compared with the demonstration's"""
 
 
+PUBLISHED = replace(train_config.LAPTOP.agent, obs_norm="none", enc_lr_scale=0.3)  # at the laptop's size and batch
 NORM = {"obs_norm": "demos"}
 FAST = {"lr": 1e-3, "enc_lr_scale": 1.0}
 BC = {"bc_coef": 10.0}
@@ -150,7 +151,7 @@ def split(files: dict[str, demo_format.Demos], most: int) -> tuple[dict, dict]:
 
 def pretrain(cfg: Imitation, variant: Variant, files: dict[str, demo_format.Demos]) -> newt.Agent:
     """An agent of all tasks, learned as `variant` says."""
-    settings, tasks, rows = replace(train_config.LAPTOP.agent, **variant.agent), list(files), map(envs.TASKS.get, files)
+    settings, tasks, rows = replace(PUBLISHED, **variant.agent), list(files), map(envs.TASKS.get, files)
     dims, discounts = zip(*((row.action_dim, row.discount) for row in rows), strict=True)
     stats = None if settings.obs_norm == "none" else observe.statistics(settings, tasks, files)
     agent = newt.create(

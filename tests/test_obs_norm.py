@@ -69,6 +69,14 @@ def test_features_are_standardised_too(obs):
         assert torch.equal(both[:, 0, CFG.obs_dim :], stats[:, 0, CFG.obs_dim :])
 
 
+def test_of_what_nothing_is_known_nothing_is_changed():
+    """Not even where it is large: no demonstrations, nor others of that body."""
+    stats = observe.statistics(CFG, [WALK, OTHER], {WALK: shown(WALK, 3.0, 0.5)})
+    obs = torch.full((1, 2, CFG.obs_dim), 5000.0)
+    walk, other = newt.standardised(agent(stats), obs, torch.tensor([0, 1]))[0]
+    assert (walk[: envs.TASKS[WALK].obs_dim] == 10).all() and (other == 5000).all()
+
+
 def test_what_never_moves_is_not_blown_up():
     file = shown(WALK, 3.0, 0.0)
     stats = observe.statistics(CFG, [WALK], {WALK: file})
