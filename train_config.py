@@ -134,9 +134,9 @@ RANGES = {  # of every number above: smallest and largest value
 # Sampling by task: by episode those with long episodes would get a small share of the online samples. More imitation, a
 # narrower search and falling learning rates: so few updates don't make the values good enough to leave the
 # demonstrations, and with constant rates single tasks came and went between evaluations. For the same reason plans
-# that are executed in an evaluation must be surely better than the policy's own. Most of pretraining is imitation alone,
-# of observations that are standardised, with the encoder as fast as the rest: the starter after it scores 0.88 instead
-# of 0.80, in less time.
+# that are executed in an evaluation must be surely better than the policy's own. Most of pretraining is imitation
+# alone, of standardised observations, with the encoder as fast as the rest: the starter after it scores 0.88 instead of
+# 0.80, in less time.
 LAPTOP = Train(
     preset="laptop",
     demo_episodes=40,
