@@ -228,6 +228,16 @@ FAULTS = {
     "scale forgotten in a file": ("agent_file.py", 'float(tables["q_scale"]), guided', "1.0, guided"),
     "a value after a termination": ("losses.py", "goes_on = discount * (1 - batch.terminated)", "goes_on = discount"),
     "imitation left out of pretraining": ("losses.py", "loss + cfg.bc_coef * bc", "loss"),
+    "imitation of what is seen a step later": (
+        "losses.py",
+        "params, batch.obs[:-1], task)",
+        "params, batch.obs[1:], task)",
+    ),
+    "imitation moves nothing but the policy": (
+        "losses.py",
+        "wm.pi(params, zs, task, noise.eps_bc), F",
+        "wm.pi(params, zs.detach(), task, noise.eps_bc), F",
+    ),
     "no step of the optimiser where a loss is NaN": (
         "newt.py",
         'if loss.device.type == "cpu" and not finite:',
