@@ -21,7 +21,7 @@ TESTS = {  # of each file: what pytest is given, without what takes longest
     "world_model.py": ["test_world_model.py", "-k", "not alone"],
     "planner.py": ["test_planner.py", "-k", "not alone"],
     "buffer.py": ["test_buffer.py", "-k", "not alone and not milliseconds"],
-    "newt.py": ["test_newt.py", "test_parity.py"],
+    **dict.fromkeys(("newt.py", "losses.py"), ["test_newt.py", "test_parity.py"]),
     "agent_file.py": ["test_agent_file.py", "-k", "not fuzz"],
     "language.py": ["test_language.py", "-k", "not fresh and not transformers"],
     "envs/vector.py": ["test_vector.py", "-k", "seeds or plain_loop or caller or anew or again_and_again or add_up "
@@ -331,6 +331,7 @@ def tree(tmp_path_factory) -> Path:
 def test_faults_fit_the_program():
     for fault, (file, _, _) in FAULTS.items():
         compile(broken(fault), file, "exec")
+        assert file in TESTS  # or no test would be asked whether it notices
 
 
 @pytest.mark.slow
