@@ -37,7 +37,7 @@ from intervals import Estimate, interval, mean_of
 HERE = Path(__file__).parent
 STAGES = ("random", "zero-shot", "finetuned", "scratch")
 FIELDS = ("task", "suite", "seed", "stage", "episodes", "return", "score", "low", "high", "success", "success_any",
-          "minutes", "agent", "demos", "updates", "steps")  # fmt: skip
+          "minutes", "agent", "demos", "imitation", "updates", "steps")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ class Transfer:
     """of each task, seed and stage"""
     demos: int = 10
     """demonstrations of each task at most"""
+    imitation: int = 4_000
+    """updates of imitation alone on them"""
     updates: int = 2_000
-    """of pretraining on them"""
+    """of pretraining on them, after that"""
     steps: int = 10_000
     """online steps"""
     preset: Literal["laptop", "published"] = "laptop"
@@ -66,14 +68,15 @@ class Transfer:
     """of the files in results/"""
 
 
-RANGES = {"seeds": (1, 1000), "episodes": (1, 10**6), "demos": (1, 10**6), "updates": (0, 10**9), "steps": (1, 10**12)}
+RANGES = {"seeds": (1, 1000), "episodes": (1, 10**6), "demos": (1, 10**6), "steps": (1, 10**12)}
+RANGES |= dict.fromkeys(("imitation", "updates"), (0, 10**9))
 
 
 def settings(cfg: Transfer) -> dict[str, str]:
     """What all rows of a table must share."""
     agent = evaluation_file.fingerprint(cfg.ckpt)[:12]
-    return {key: str(value) for key, value in {"agent": agent, "demos": cfg.demos, "updates": cfg.updates,
-            "steps": cfg.steps, "episodes": cfg.episodes}.items()}  # fmt: skip
+    of_training = {name: str(getattr(cfg, name)) for name in ("demos", "imitation", "updates", "steps", "episodes")}
+    return {"agent": agent, **of_training}
 
 
 def read(path: Path, cfg: Transfer) -> list[dict]:
@@ -106,6 +109,7 @@ def trained(cfg: Transfer, task: str, seed: int, stage: str, size: str) -> Path:
         longest = max(cfg.steps, envs.TASKS[task].episode_length)  # one evaluation, at the end
         words = [*named, "--preset", cfg.preset, "--seed", str(seed), "--folder", str(folder)]
         words += ["--steps", str(cfg.steps), "--demo-episodes", str(cfg.demos), "--pretrain-updates", str(cfg.updates)]
+        words += ["--imitation-updates", str(cfg.imitation)]
         words += ["--envs-per-task", "1", "--eval-every", str(longest), "--eval-episodes", "1", "--final-episodes", "1"]
         words += ["--ckpt", str(cfg.ckpt)] if stage == "finetuned" else ["--size", size]  # as large as the other
     done = subprocess.run([*program, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

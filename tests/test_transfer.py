@@ -33,8 +33,8 @@ def transfer(monkeypatch, tmp_path):
     agent = an_agent(["mujoco-reacher"])
     agent.params["reward.0.bias"].data.fill_(0.1)  # fresh ones are 0
     agent_file.save(tmp_path / "a.safetensors", agent)
-    cfg = module.Transfer(tmp_path / "a.safetensors", TASK, seeds=1, episodes=2, demos=1, updates=3, steps=40,
-                          folder=tmp_path / "runs")  # fmt: skip
+    cfg = module.Transfer(tmp_path / "a.safetensors", TASK, seeds=1, episodes=2, demos=1, imitation=2, updates=3,
+                          steps=40, folder=tmp_path / "runs")  # fmt: skip
     return module, cfg
 
 
