@@ -12,7 +12,7 @@ in [0, 1].
 import csv
 import sys
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
@@ -49,9 +49,6 @@ class Pretrain:
     """of encoder and policy alone, before all else"""
     updates: int = 20_000
     """on demonstrations"""
-    policy_updates: int = 0
-    """of the policy alone, after all else: the whole model's updates, in which imitation is one of several losses and
-    starts from predicted latents, too, make it less exact again"""
     shown: int = 20
     """demonstrations per task"""
     episodes: int = 3
@@ -85,9 +82,7 @@ def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
     buffer = Buffer(sum(int(f.episode_start[-1]) for f in files.values()), settings.obs_dim, settings.action_dim)
     prepare.fill(buffer, files, tasks, cfg.shown)
     generator = torch.Generator().manual_seed(cfg.seed)
-    stages = (("imitate", cfg.imitation_updates, 1), ("pretrain", cfg.updates, 1), ("imitate", cfg.policy_updates, 0))
-    for phase, updates, encoder in stages:
-        agent.cfg = replace(settings, enc_lr_scale=settings.enc_lr_scale * encoder)
+    for phase, updates in (("imitate", cfg.imitation_updates), ("pretrain", cfg.updates)):
         horizon = 1 if phase == "imitate" else settings.horizon  # as many actions, in more places
         size, agent.updates = settings.batch_size * settings.horizon // horizon, 0
         with tqdm(range(updates), desc=phase, unit="update", disable=None) as bar:
@@ -97,7 +92,6 @@ def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
                 metrics = newt.update(agent, batch, phase, lr_scale=1 - 0.95 * count / updates)
                 if count % 100 == 0:
                     bar.set_postfix(bc=f"{float(metrics['loss/bc']):.3f}", refresh=False)
-    agent.cfg = settings
     agent_file.save(cfg.file, agent, 0)
     return agent
 
