@@ -32,6 +32,14 @@ from world_model import Params, Policy, Task
 Phase = Literal["imitate", "pretrain", "online"]
 
 
+def slices(cfg: Config, phase: Phase) -> tuple[int, int]:
+    """How many slices a batch has, and of how many transitions.
+
+    Imitation alone needs no more than one: as many actions, from more places.
+    """
+    return (cfg.batch_size * cfg.horizon, 1) if phase == "imitate" else (cfg.batch_size, cfg.horizon)
+
+
 def time_weights(horizon: int, rho: float, device=None) -> Tensor:
     """rho_t = rho^t for t = 0..H, normalised to sum 1. (H+1,)"""
     weights = rho ** torch.arange(horizon + 1, device=device)

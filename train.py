@@ -113,10 +113,8 @@ def learn(r: Run, phase: losses.Phase) -> dict[str, torch.Tensor]:
     """One update on a batch, half of it demonstrations where both are there."""
     cfg, agent, world = r.setup.cfg, r.agent, r.world
     source = (r.demo, r.online) if phase == "online" else (r.demo, None)
-    # Imitation alone needs no slices: as many actions, from more places.
-    horizon = 1 if phase == "imitate" else agent.cfg.horizon
-    size = agent.cfg.batch_size // world.size * agent.cfg.horizon // horizon
-    batch = sample_mixed(*source, size, horizon, r.own.sampler, cfg.sampling)
+    size, horizon = losses.slices(agent.cfg, phase)
+    batch = sample_mixed(*source, size // world.size, horizon, r.own.sampler, cfg.sampling)
     pinned = r.device.type == "cuda"  # from such memory the copy is made while this process goes on
     batch = Batch(*((x.pin_memory() if pinned else x).to(r.device, non_blocking=pinned) for x in batch))
     lr_scale = 1 + (cfg.lr_end - 1) * r.state.vector_step / cfg.steps  # vector_step is 0 in pretraining

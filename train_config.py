@@ -74,7 +74,7 @@ class Train:
     """demonstrations per task"""
     imitation_updates: int = 0
     """updates of encoder and policy alone on demonstrations, before those of the whole model: seven times cheaper, and
-    in short pretraining what makes the policy exact enough to grasp (results/imitation.csv). The learning rate falls"""
+    in short pretraining what makes the policy exact enough to grasp (results/imitated.csv). The learning rate falls"""
     pretrain_updates: int = 200_000
     """updates on demonstrations alone, before any environment step; skipped without demonstrations"""
 

@@ -14,6 +14,8 @@ Test: pytest tests/test_feedback.py
 
 import numpy as np
 
+from envs.gaits import wrap
+
 G = 9.81
 
 
@@ -24,15 +26,10 @@ def player(env, obs, number):
         yield np.atleast_1d(play(physics))
 
 
-def upright(angle: float) -> float:
-    """The same angle within half a turn of 0."""
-    return (angle + np.pi) % (2 * np.pi) - np.pi
-
-
 def cartpole(physics) -> float:
     """1 kg of cart, a pole of 0.1 kg and 1 m, 10 N of motor; the hinge's angle is 0 upright."""
     (x, angle), (v, spin) = physics.data.qpos, physics.data.qvel
-    angle, stiffness = upright(angle), 14.5  # of the pole at the cart, rad/s^2 per sin(angle)
+    angle, stiffness = wrap(angle), 14.5  # of the pole at the cart, rad/s^2 per sin(angle)
     energy = spin**2 / 2 + stiffness * (np.cos(angle) - 1)  # 0: enough to get up and stand
     if np.cos(angle) > 0.85 and abs(spin) < 4:
         return 0.835 * x + 7.245 * angle + 1.054 * v + 1.828 * spin
@@ -41,7 +38,7 @@ def cartpole(physics) -> float:
 
 def pendulum(physics) -> float:
     """1 kg at 0.5 m, 1 Nm of motor: a fifth of what would lift it."""
-    angle, spin = upright(physics.data.qpos[0]), physics.data.qvel[0]
+    angle, spin = wrap(physics.data.qpos[0]), physics.data.qvel[0]
     energy = 0.251 * spin**2 / 2 + G / 2 * (np.cos(angle) - 1)  # J; 0: enough to get up and stand
     if np.cos(angle) > 0.95 and abs(spin) < 2:
         return -20 * angle - 4 * spin

@@ -163,8 +163,8 @@ def pretrain(cfg: Imitation, variant: Variant, files: dict[str, demo_format.Demo
     prepare.fill(buffer, files, tasks, variant.shown)
     generator = torch.Generator().manual_seed(cfg.seed)
     for phase, share in (("imitate", variant.alone), ("pretrain", variant.updates)):
-        updates, horizon = int(share * cfg.updates), 1 if phase == "imitate" else settings.horizon
-        size, agent.updates = settings.batch_size * settings.horizon // horizon, 0
+        updates, agent.updates = int(share * cfg.updates), 0
+        size, horizon = losses.slices(settings, phase)
         for count in tqdm(range(updates), desc=phase, unit="update", leave=False, disable=None):
             batch = buffer.sample(size, horizon, generator, variant.by)
             newt.update(agent, batch, phase, lr_scale=1 - 0.95 * count / updates)

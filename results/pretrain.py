@@ -29,6 +29,7 @@ import demo_format
 import envs
 import eval as evaluation
 import language
+import losses
 import newt
 import observe
 import prepare
@@ -83,8 +84,7 @@ def pretrain(cfg: Pretrain, tasks: list[str]) -> newt.Agent:
     prepare.fill(buffer, files, tasks, cfg.shown)
     generator = torch.Generator().manual_seed(cfg.seed)
     for phase, updates in (("imitate", cfg.imitation_updates), ("pretrain", cfg.updates)):
-        horizon = 1 if phase == "imitate" else settings.horizon  # as many actions, in more places
-        size, agent.updates = settings.batch_size * settings.horizon // horizon, 0
+        (size, horizon), agent.updates = losses.slices(settings, phase), 0
         with tqdm(range(updates), desc=phase, unit="update", disable=None) as bar:
             for count in bar:
                 batch = sample_mixed(buffer, None, size, horizon, generator, "task")
